@@ -1,0 +1,50 @@
+# Two commands do everything on a machine with Python 3.11, pip and make:
+#   make simulate              set up, then run dynamics of ethanol (INPUT=my.pdb for your own molecule)
+#   make test                  set up, then pass the tests
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+INPUT ?= examples/ethanol.sdf
+OUTPUT ?= $(basename $(notdir $(INPUT)))-md
+# cpu, cuda12 or cuda13: which build of openmm-torch to install.
+BUILD ?= cpu
+ARGS ?=
+
+.PHONY: simulate test test-runtime lint wheel clean
+
+$(VENV)/simulate.stamp: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[$(BUILD)]'
+	touch $@
+
+$(VENV)/test.stamp: $(VENV)/simulate.stamp
+	$(BIN)/python -m pip install --quiet -e '.[$(BUILD),training,test]'
+	touch $@
+
+simulate: $(VENV)/simulate.stamp
+	$(BIN)/openmm-se3 simulate $(INPUT) --output $(OUTPUT) $(ARGS)
+
+test: $(VENV)/test.stamp lint
+	$(BIN)/python -m pytest tests
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The wall: the tests of the runtime package where training's dependencies do not exist.
+$(VENV)-runtime/test.stamp: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-runtime
+	$(VENV)-runtime/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-runtime/bin/python -m pip install --quiet -e '.[$(BUILD),test-runtime]'
+	touch $@
+
+test-runtime: $(VENV)-runtime/test.stamp
+	$(VENV)-runtime/bin/python -m pytest tests/openmm_se3 tests/test_wall.py tests/test_released_models.py
+
+wheel: $(VENV)/test.stamp
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf $(VENV) $(VENV)-runtime build dist *.egg-info

@@ -1,0 +1,26 @@
+"""SE(3)-Transformer potentials for OpenMM.
+
+The public names are `SE3Potential`, `available_models`, `load_model` and `SE3Calculator`; see their docstrings. They are
+imported on first use, so that ``import openmm_se3`` costs nothing and never fails for want of torch.
+"""
+
+from typing import Any
+
+__version__ = "0.1.0"
+
+__all__ = ["SE3Calculator", "SE3Potential", "__version__", "available_models", "load_model"]
+
+_HOMES = {
+    "SE3Calculator": "openmm_se3.calculator",
+    "SE3Potential": "openmm_se3.potential",
+    "available_models": "openmm_se3.model_file",
+    "load_model": "openmm_se3.model_file",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,149 @@
+"""``openmm-se3``: simulate a structure file, list and inspect models, check a model file."""
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+import openmm_se3
+from openmm_se3.errors import ModelFileError, UnsupportedSystemError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="SE(3)-Transformer potentials for OpenMM.", pretty_exceptions_enable=False)
+console = Console()
+
+
+def _fail(error: Exception) -> typer.Exit:
+    Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+    return typer.Exit(1)
+
+
+def _version(value: bool) -> None:
+    if value:
+        console.print(f"openmm-se3 {openmm_se3.__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def main(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+    """SE(3)-Transformer potentials for OpenMM."""
+
+
+@app.command()
+def simulate(
+    structure: Annotated[Path | None, typer.Argument(help="Structure file: .pdb, .cif, .sdf or .xyz, with hydrogens.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Directory to write; by default the structure's name + '-md'.")] = None,
+    model: Annotated[str, typer.Option(help="Released model or exported file.")] = "se3-ani1x",
+    forces: Annotated[str, typer.Option(help="direct or conservative.")] = "direct",
+    precision: Annotated[str, typer.Option(help="single or double.")] = "single",
+    ensemble: Annotated[str, typer.Option(help="nvt (Langevin) or nve (Verlet).")] = "nvt",
+    temperature: Annotated[float, typer.Option(help="Kelvin; 0 starts at rest.")] = 300.0,
+    timestep: Annotated[float, typer.Option(help="Femtoseconds.")] = 0.5,
+    friction: Annotated[float, typer.Option(help="Langevin friction, 1/ps.")] = 1.0,
+    steps: Annotated[int, typer.Option(help="Steps in all.")] = 20_000,
+    report_every: Annotated[int, typer.Option(help="Steps between frames, log lines and checkpoints.")] = 100,
+    minimize: Annotated[bool, typer.Option(help="Minimise first.")] = True,
+    platform: Annotated[str, typer.Option(help="OpenMM platform, or auto.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of velocities and thermostat.")] = 1,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --output from its checkpoint.")] = False,
+) -> None:
+    """Minimise a structure, run dynamics, write trajectory, log, checkpoint and a picture."""
+    import openmm
+
+    from openmm_se3.simulate import PLOT_FILE, TRAJECTORY_FILE, SimulationError, SimulationSettings
+    from openmm_se3.simulate import simulate as run
+
+    if structure is None and not (resume and output is not None):
+        raise _fail(ValueError("give a structure file, or --resume with --output"))
+    directory = output if output is not None else Path(f"{structure.stem}-md")  # type: ignore[union-attr]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    started: list[float] = []
+    try:
+        settings = None
+        if not resume:
+            settings = SimulationSettings(
+                structure=str(structure),
+                model=model,
+                forces=forces,
+                precision=precision,
+                ensemble=ensemble,
+                temperature=temperature,
+                timestep_fs=timestep,
+                friction_per_ps=friction,
+                steps=steps,
+                report_every=report_every,
+                minimize=minimize,
+                platform=platform,
+                seed=seed,
+            )
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task("setting up", total=None)
+
+            def show(step: int, total: int, kelvin: float, potential: float) -> None:
+                started.append(time.monotonic())
+                per_day = ""
+                if len(started) > 1:
+                    every = settings.report_every if settings else report_every
+                    femtoseconds = (len(started) - 1) * every * (settings.timestep_fs if settings else timestep)
+                    per_day = f"  {femtoseconds * 1e-6 / (started[-1] - started[0]) * 86400:.2f} ns/day"
+                bar.update(task, completed=step, total=total, description=f"{kelvin:.0f} K  {potential:.1f} kJ/mol{per_day}")
+
+            run(settings, directory, resume, show)
+    except (SimulationError, UnsupportedSystemError, ModelFileError, FileExistsError, ValueError, ImportError, openmm.OpenMMException) as error:
+        raise _fail(error) from None
+    console.print(f"wrote {directory / TRAJECTORY_FILE}, log.csv, final.pdb and {directory / PLOT_FILE}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def models() -> None:
+    """List the released models."""
+    from openmm_se3.model_file import available_models, read_metadata
+
+    table = Table("name", "elements", "cutoff (nm)", "parameters", "force RMSE (kcal/mol/Å)", "licence")
+    for name in available_models():
+        m = read_metadata(name)
+        error = m.metrics.get("test", {}).get("force_rmse_kcal_per_mol_per_angstrom")
+        table.add_row(name, " ".join(m.elements), f"{m.cutoff_nm:g}", f"{m.n_parameters:,}", "-" if error is None else f"{error:.2f}", m.licence)
+    console.print(table)
+
+
+@app.command()
+def info(model: Annotated[str, typer.Argument(help="Released model or exported file.")]) -> None:
+    """Print what a model says of itself, as JSON."""
+    from dataclasses import asdict
+
+    from openmm_se3.model_file import read_metadata
+
+    try:
+        metadata = asdict(read_metadata(model))
+    except ModelFileError as error:
+        raise _fail(error) from None
+    metadata["golden"] = [g["name"] for g in metadata["golden"]]
+    console.print_json(json.dumps(metadata))
+
+
+@app.command()
+def validate(model: Annotated[str, typer.Argument(help="Released model or exported file.")]) -> None:
+    """Check that a model file keeps the contract, alone and inside OpenMM."""
+    from openmm_se3.validation import validate_model
+
+    try:
+        checks = validate_model(model)
+    except (ModelFileError, ImportError) as error:
+        raise _fail(error) from None
+    table = Table("check", "value", "limit", "")
+    for check in checks:
+        table.add_row(check.name, f"{check.value:.2e}", f"{check.limit:.0e}", "ok" if check.passed else "[bold red]FAILED[/]")
+    console.print(table)
+    failed = sum(not c.passed for c in checks)
+    console.print(f"{len(checks) - failed} of {len(checks)} checks passed", highlight=False)
+    if failed:
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,181 @@
+"""Bind a model to the atoms and the box of one System; the only file that knows `TorchForce`."""
+
+from collections.abc import Sequence
+from typing import Optional
+
+import openmm
+import torch
+from openmm import app, unit
+from torch import Tensor
+
+from openmm_se3.errors import UnsupportedSystemError
+from openmm_se3.model_file import ModelMetadata
+
+FORCE_MODES = ("direct", "conservative")
+
+
+class _BoundDirect(torch.nn.Module):
+    """Energy and direct forces of all particles of a System; atoms outside the model get none."""
+
+    def __init__(self, model: torch.jit.ScriptModule, atomic_numbers: Tensor, atoms: Tensor, all_atoms: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.all_atoms = all_atoms
+        self.register_buffer("atomic_numbers", atomic_numbers)
+        self.register_buffer("atoms", atoms)
+
+    # TorchScript reads Optional, not "| None", in the signature of a scripted method.
+    def forward(self, positions: Tensor, box_vectors: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:  # noqa: UP045
+        with torch.no_grad():
+            if self.all_atoms:
+                energy, forces = self.model(positions, self.atomic_numbers, box_vectors)
+            else:
+                atoms = self.atoms.to(positions.device)
+                energy, selected = self.model(positions.index_select(0, atoms), self.atomic_numbers, box_vectors)
+                forces = torch.zeros_like(positions).index_copy(0, atoms, selected)
+            # TorchForce reads a raw pointer: dtype, device and layout must be those of the positions.
+            return energy, forces.to(positions).contiguous()
+
+
+class _BoundConservative(torch.nn.Module):
+    """Energy of the model's atoms; TorchForce differentiates it."""
+
+    def __init__(self, model: torch.jit.ScriptModule, atomic_numbers: Tensor, atoms: Tensor, all_atoms: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.all_atoms = all_atoms
+        self.register_buffer("atomic_numbers", atomic_numbers)
+        self.register_buffer("atoms", atoms)
+
+    def forward(self, positions: Tensor, box_vectors: Optional[Tensor] = None) -> Tensor:  # noqa: UP045
+        chosen = positions if self.all_atoms else positions.index_select(0, self.atoms.to(positions.device))
+        return self.model.energy(chosen, self.atomic_numbers, box_vectors)
+
+
+def model_atoms(topology: app.Topology, atoms: Sequence[int] | None, metadata: ModelMetadata) -> tuple[list[int], list[int]]:
+    """Indices and atomic numbers of the atoms that the model is to describe.
+
+    Parameters
+    ----------
+    topology : openmm.app.Topology
+        All atoms of the System.
+    atoms : sequence of int or None
+        Indices in any order, None for all atoms.
+    metadata : ModelMetadata
+        Tells the elements that the model knows.
+
+    Returns
+    -------
+    tuple of list
+        Indices in the order given, and their atomic numbers.
+
+    Raises
+    ------
+    UnsupportedSystemError
+        If there are no atoms, an index is out of range or repeated, an element is missing or the model does not know it.
+    """
+    everything = list(topology.atoms())
+    indices = list(range(len(everything))) if atoms is None else [int(i) for i in atoms]
+    if not indices:
+        raise UnsupportedSystemError("no atoms: the topology or the list of atoms is empty; the model needs at least one atom")
+    outside = [i for i in indices if not 0 <= i < len(everything)]
+    if outside:
+        raise UnsupportedSystemError(f"atoms holds {outside[:5]}, but the topology has atoms 0 to {len(everything) - 1}")
+    if len(set(indices)) != len(indices):
+        raise UnsupportedSystemError("atoms holds an index more than once; give each atom once")
+    nameless = [i for i in indices if everything[i].element is None]
+    if nameless:
+        raise UnsupportedSystemError(
+            f"atoms {nameless[:5]} have no element (virtual sites, or a structure file without elements); "
+            "give them elements or leave them out of atoms"
+        )
+    symbols = [everything[i].element.symbol for i in indices]
+    unknown = sorted(set(symbols) - set(metadata.elements))
+    if unknown:
+        raise UnsupportedSystemError(
+            f"model {metadata.name!r} was not trained on {', '.join(unknown)}; it knows {', '.join(metadata.elements)}. "
+            "Leave those atoms to a classical force field (atoms=...), or train a model on them."
+        )
+    return indices, [everything[i].element.atomic_number for i in indices]
+
+
+def check_box(vectors: object, metadata: ModelMetadata) -> None:
+    """Refuse a periodic box in which the minimum image cannot hold the cutoff.
+
+    Parameters
+    ----------
+    vectors : sequence of openmm.Vec3 or Quantity
+        Box vectors in reduced form.
+    metadata : ModelMetadata
+        Tells the cutoff.
+
+    Raises
+    ------
+    UnsupportedSystemError
+        If a diagonal element is below twice the cutoff.
+    """
+    box = vectors.value_in_unit(unit.nanometer) if unit.is_quantity(vectors) else vectors
+    smallest = min(box[k][k] for k in range(3))  # type: ignore[index]
+    if smallest < 2 * metadata.cutoff_nm:
+        raise UnsupportedSystemError(
+            f"the periodic box is too small: its smallest diagonal element is {smallest:.4g} nm, but model {metadata.name!r} with a cutoff of "
+            f"{metadata.cutoff_nm:.4g} nm needs at least {2 * metadata.cutoff_nm:.4g} nm, or an atom would meet two images of another. "
+            "Use a larger box or a supercell."
+        )
+
+
+def create_forces(
+    model: torch.jit.ScriptModule,
+    metadata: ModelMetadata,
+    atomic_numbers: Sequence[int],
+    atoms: Sequence[int],
+    n_particles: int,
+    periodic: bool,
+    forces: str,
+    force_group: int,
+) -> list[openmm.Force]:
+    """Make the OpenMM forces that drive the given atoms by the model.
+
+    Parameters
+    ----------
+    model : ScriptModule
+        What `load_model` returns, in the wanted precision.
+    metadata : ModelMetadata
+        Of that model.
+    atomic_numbers, atoms : sequence of int
+        From `model_atoms`.
+    n_particles : int
+        Particles of the System.
+    periodic : bool
+        Whether the System is periodic.
+    forces : str
+        ``"direct"`` or ``"conservative"``.
+    force_group : int
+        Force group of the result.
+
+    Returns
+    -------
+    list of openmm.Force
+        One `TorchForce`.
+
+    Raises
+    ------
+    ImportError
+        If openmm-torch is not installed or does not match torch and OpenMM.
+    """
+    try:
+        from openmmtorch import TorchForce
+    except ImportError as error:
+        raise ImportError(
+            f"openmm-torch cannot be imported ({error}). Install exactly one build that matches torch {torch.__version__}: "
+            "pip install 'openmm-se3[cpu]' (or [cuda12], [cuda13]), or conda install -c conda-forge openmm-torch."
+        ) from error
+    everything = list(atoms) == list(range(n_particles))
+    bound_class = _BoundDirect if forces == "direct" else _BoundConservative
+    bound = bound_class(model, torch.tensor(list(atomic_numbers)), torch.tensor(list(atoms)), everything)
+    force = TorchForce(torch.jit.script(bound.eval()))
+    force.setOutputsForces(forces == "direct")
+    force.setUsesPeriodicBoundaryConditions(periodic)
+    force.setForceGroup(force_group)
+    force.setName(f"SE3Force({metadata.name}, {forces})")
+    return [force]

@@ -1,0 +1,194 @@
+"""`SE3Potential`: the way in for users of OpenMM."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import openmm
+import torch
+from openmm import app, unit
+
+from openmm_se3.errors import UnsupportedSystemError
+from openmm_se3.force import FORCE_MODES, check_box, create_forces, model_atoms
+from openmm_se3.model_file import ModelMetadata, load_model
+
+PRECISIONS = {"single": torch.float32, "double": torch.float64}
+
+
+class SE3Potential:
+    """A trained SE(3)-Transformer as a potential for OpenMM.
+
+    Parameters
+    ----------
+    model : str or Path
+        Name of a released model (see `available_models`) or path of an exported file.
+    forces : str
+        ``"direct"``: the network's own force output, fastest, for thermostatted dynamics; it is not exactly the gradient of an
+        energy, so energy drifts without a thermostat. ``"conservative"``: minus the gradient of the energy, for minimisation,
+        constant-energy dynamics and free energies.
+    device : str or None
+        Device on which `SE3Calculator` evaluates. In OpenMM the Platform of the Context decides where the force runs, so there
+        the value is only checked: asking for a GPU that torch cannot see is an error.
+    precision : str
+        ``"single"`` or ``"double"``, arithmetic inside the network. Energies are summed in double precision either way.
+
+    Attributes
+    ----------
+    metadata : ModelMetadata
+        Elements, cutoff, level of theory, errors and licence of the model.
+
+    Raises
+    ------
+    ModelFileError
+        If the model cannot be opened or is not what it claims to be.
+    ValueError
+        For an unknown `forces`, `device` or `precision`.
+
+    Examples
+    --------
+    >>> potential = SE3Potential("se3-ani1x")  # doctest: +SKIP
+    >>> system = potential.createSystem(pdb.topology)  # doctest: +SKIP
+    """
+
+    def __init__(self, model: str | Path = "se3-ani1x", forces: str = "direct", device: str | None = None, precision: str = "single") -> None:
+        if forces not in FORCE_MODES:
+            raise ValueError(f"forces must be one of {', '.join(map(repr, FORCE_MODES))}, got {forces!r}")
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(map(repr, PRECISIONS))}, got {precision!r}")
+        try:
+            kind = None if device is None else torch.device(device).type
+        except RuntimeError as error:
+            raise ValueError(f"device must be None or a torch device such as 'cpu' or 'cuda', got {device!r} ({error})") from None
+        if kind == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device {device!r} was asked for, but torch {torch.__version__} sees no GPU; use device='cpu' or mend the installation")
+        self.forces = forces
+        self.device = device
+        self.precision = precision
+        self._model = load_model(model)
+        self.metadata: ModelMetadata = self._model.metadata
+        self._model.to(PRECISIONS[precision])
+
+    def addForces(self, topology: app.Topology, system: openmm.System, atoms: Sequence[int] | None = None, forceGroup: int = 0) -> list[openmm.Force]:
+        """Add the model to a System.
+
+        Parameters
+        ----------
+        topology : openmm.app.Topology
+            Tells elements and box; the System may have been made by any means.
+        system : openmm.System
+            What to add to; nothing else in it changes.
+        atoms : sequence of int, optional
+            Atoms that the model describes, in any order; all by default.
+        forceGroup : int
+            Force group of the added forces.
+
+        Returns
+        -------
+        list of openmm.Force
+            The forces that were added.
+
+        Raises
+        ------
+        UnsupportedSystemError
+            If the model cannot describe these atoms or this box, or topology and System disagree.
+        """
+        indices, numbers = model_atoms(topology, atoms, self.metadata)
+        n_particles = topology.getNumAtoms()
+        # openmm-ml adds forces to an empty System when it interpolates; only a System with other particles is a mistake.
+        if system.getNumParticles() not in (0, n_particles):
+            raise UnsupportedSystemError(
+                f"the topology has {n_particles} atoms, but the System has {system.getNumParticles()} particles; make both from the same structure "
+                "(virtual sites must be in the topology too, for example through Modeller.addExtraParticles)"
+            )
+        box = topology.getPeriodicBoxVectors()
+        periodic = box is not None or (system.getNumParticles() > 0 and system.usesPeriodicBoundaryConditions())
+        if periodic:
+            check_box(box if box is not None else system.getDefaultPeriodicBoxVectors(), self.metadata)
+        added = create_forces(
+            model=self._model,
+            metadata=self.metadata,
+            atomic_numbers=numbers,
+            atoms=indices,
+            n_particles=n_particles,
+            periodic=periodic,
+            forces=self.forces,
+            force_group=forceGroup,
+        )
+        for force in added:
+            system.addForce(force)
+        return added
+
+    def createSystem(self, topology: app.Topology, removeCMMotion: bool = True, **args: Any) -> openmm.System:
+        """Make a System in which the model drives all atoms.
+
+        Parameters
+        ----------
+        topology : openmm.app.Topology
+            Elements give the masses; its box, if any, makes the System periodic.
+        removeCMMotion : bool
+            Whether to add a CMMotionRemover.
+        **args
+            ``forceGroup`` as in `addForces`.
+
+        Returns
+        -------
+        openmm.System
+            Without constraints: the model describes bonds to hydrogen too, so use steps of 0.5 to 1 fs.
+
+        Raises
+        ------
+        UnsupportedSystemError
+            As `addForces`.
+        """
+        model_atoms(topology, None, self.metadata)
+        system = openmm.System()
+        box = topology.getPeriodicBoxVectors()
+        if box is not None:
+            system.setDefaultPeriodicBoxVectors(*box)
+        for atom in topology.atoms():
+            system.addParticle(atom.element.mass if atom.element is not None else 0 * unit.dalton)
+        self.addForces(topology, system, **args)
+        if removeCMMotion:
+            system.addForce(openmm.CMMotionRemover())
+        return system
+
+    def createMixedSystem(
+        self, topology: app.Topology, system: openmm.System, atoms: Sequence[int], interpolate: bool = False, **args: Any
+    ) -> openmm.System:
+        """Replace the classical interactions inside a set of atoms by the model (mechanical embedding).
+
+        Parameters
+        ----------
+        topology : openmm.app.Topology
+            All atoms.
+        system : openmm.System
+            Classical System of all atoms, such as ``ForceField.createSystem`` makes; it is not changed.
+        atoms : sequence of int
+            Atoms that the model describes.
+        interpolate : bool
+            Add a global parameter ``lambda_interpolate``, 0 for classical and 1 for the model.
+        **args
+            Handed to ``openmmml.MLPotential.createMixedSystem``, which does the work.
+
+        Returns
+        -------
+        openmm.System
+            The mixed System.
+
+        Raises
+        ------
+        ImportError
+            If openmm-ml is not installed.
+        UnsupportedSystemError
+            As `addForces`.
+        """
+        try:
+            from openmmml import MLPotential
+        except ImportError as error:
+            raise ImportError("createMixedSystem uses openmm-ml: pip install 'openmmml>=1.8' or conda install -c conda-forge openmm-ml") from error
+        from openmm_se3.openmmml_plugin import SE3PotentialImplFactory
+
+        model_atoms(topology, atoms, self.metadata)
+        MLPotential.registerImplFactory("se3", SE3PotentialImplFactory())
+        potential = MLPotential("se3", potential=self)
+        return potential.createMixedSystem(topology, system, list(atoms), interpolate=interpolate, **args)

@@ -1,0 +1,362 @@
+"""Run dynamics of a structure file: minimise, simulate, write everything a user wants to look at, resume."""
+
+import csv
+import json
+import os
+import struct
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import openmm
+from openmm import app, unit
+
+from openmm_se3.model_file import find_model
+from openmm_se3.potential import SE3Potential
+from openmm_se3.structures import check_coordinates, read_structure
+
+ENSEMBLES = ("nvt", "nve")
+SETTINGS_FILE = "settings.json"
+CHECKPOINT_FILE = "checkpoint.chk"
+STATE_FILE = "state.xml"
+TRAJECTORY_FILE = "trajectory.dcd"
+LOG_FILE = "log.csv"
+PLOT_FILE = "energy_temperature.png"
+FINAL_FILE = "final.pdb"
+_CSV_HEADER = ("step", "time_ps", "potential_kj_per_mol", "kinetic_kj_per_mol", "total_kj_per_mol", "temperature_k")
+
+
+class SimulationError(RuntimeError):
+    """The simulation cannot start or go on; the message says what happened and what is left."""
+
+
+@dataclass(frozen=True)
+class SimulationSettings:
+    """What to simulate and how.
+
+    Attributes
+    ----------
+    structure : str
+        Structure file (.pdb, .cif, .sdf, .xyz).
+    model : str
+        Name of a released model or path of an exported file.
+    forces : str
+        Force mode of `SE3Potential`.
+    precision : str
+        ``single`` or ``double``.
+    ensemble : str
+        ``nvt`` (Langevin) or ``nve`` (Verlet).
+    temperature : float
+        Kelvin; also of the initial velocities. 0 starts at rest.
+    timestep_fs : float
+        Femtoseconds.
+    friction_per_ps : float
+        Langevin friction.
+    steps : int
+        Steps in all.
+    report_every : int
+        Steps between frames, log lines and checkpoints.
+    minimize : bool
+        Whether to minimise first, with the conservative forces.
+    platform : str
+        OpenMM platform; ``auto`` takes CUDA if there is one, else Reference, whose step overhead is the smallest on a CPU.
+    seed : int
+        Seed of velocities and thermostat.
+    """
+
+    structure: str
+    model: str = "se3-ani1x"
+    forces: str = "direct"
+    precision: str = "single"
+    ensemble: str = "nvt"
+    temperature: float = 300.0
+    timestep_fs: float = 0.5
+    friction_per_ps: float = 1.0
+    steps: int = 20_000
+    report_every: int = 100
+    minimize: bool = True
+    platform: str = "auto"
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if self.ensemble not in ENSEMBLES:
+            raise ValueError(f"ensemble must be one of {', '.join(ENSEMBLES)}, got {self.ensemble!r}")
+        for name in ("timestep_fs", "steps", "report_every"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.temperature < 0 or self.friction_per_ps < 0:
+            raise ValueError(f"temperature and friction_per_ps must not be negative, got {self.temperature} and {self.friction_per_ps}")
+
+
+def choose_platform(name: str) -> openmm.Platform:
+    """Platform by name; ``auto`` as in `SimulationSettings`.
+
+    Raises
+    ------
+    SimulationError
+        If there is no such platform; the message lists those there are.
+    """
+    names = [openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())]
+    if name == "auto":
+        name = "CUDA" if "CUDA" in names else "Reference"
+    if name not in names:
+        raise SimulationError(f"OpenMM has no platform {name!r} here; it has {', '.join(names)}")
+    return openmm.Platform.getPlatformByName(name)
+
+
+def minimize(topology: app.Topology, positions: np.ndarray, settings: SimulationSettings, max_iterations: int = 500) -> np.ndarray:
+    """Minimise with the conservative forces: a line search needs forces that belong to the energy.
+
+    Returns
+    -------
+    ndarray
+        ``(n_atoms, 3)`` nm.
+
+    Raises
+    ------
+    SimulationError
+        If the energy at the start is not finite.
+    """
+    system = SE3Potential(settings.model, forces="conservative", precision=settings.precision).createSystem(topology, removeCMMotion=False)
+    context = openmm.Context(system, openmm.VerletIntegrator(0.001), choose_platform(settings.platform))
+    context.setPositions(positions)
+    energy = context.getState(getEnergy=True).getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
+    if not np.isfinite(energy):
+        raise SimulationError("the energy of the starting structure is not finite; look for overlapping atoms")
+    openmm.LocalEnergyMinimizer.minimize(context, 10.0, max_iterations)
+    return np.array(context.getState(getPositions=True).getPositions(asNumpy=True).value_in_unit(unit.nanometer))
+
+
+def _integrator(settings: SimulationSettings) -> openmm.Integrator:
+    step = settings.timestep_fs * unit.femtosecond
+    if settings.ensemble == "nve":
+        return openmm.VerletIntegrator(step)
+    integrator = openmm.LangevinMiddleIntegrator(settings.temperature * unit.kelvin, settings.friction_per_ps / unit.picosecond, step)
+    integrator.setRandomNumberSeed(settings.seed)
+    return integrator
+
+
+def _degrees_of_freedom(system: openmm.System) -> int:
+    moving = sum(system.getParticleMass(i) > 0 * unit.dalton for i in range(system.getNumParticles()))
+    removed = any(isinstance(f, openmm.CMMotionRemover) for f in system.getForces())
+    return max(3 * moving - (3 if removed else 0), 1)
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Write beside `path`, then rename, so that a kill leaves the old file or the new one."""
+    partial = path.with_name("partial-" + path.name)
+    write(partial)
+    os.replace(partial, path)
+
+
+class _Outputs:
+    """Trajectory, log and checkpoint, always at the same step."""
+
+    def __init__(self, directory: Path, settings: SimulationSettings, simulation: app.Simulation) -> None:
+        self.directory, self.settings, self.simulation = directory, settings, simulation
+        self.dof = _degrees_of_freedom(simulation.system)
+        self.temperature = 0.0
+        self.potential = 0.0
+
+    def open(self, frames: int) -> None:
+        """Start the files, or cut them back to `frames` frames after a kill."""
+        trajectory, log = self.directory / TRAJECTORY_FILE, self.directory / LOG_FILE
+        step = self.settings.timestep_fs * unit.femtosecond
+        if frames:
+            truncate_dcd(trajectory, frames)
+            with open(log, newline="") as file:
+                lines = [line for line in list(csv.reader(file))[: frames + 1] if len(line) == len(_CSV_HEADER)]
+        else:
+            lines = [list(_CSV_HEADER)]
+        with open(log, "w", newline="") as file:
+            csv.writer(file).writerows(lines)
+        self._file = open(trajectory, "r+b" if frames else "wb")  # noqa: SIM115 - lives as long as the run
+        every = self.settings.report_every
+        self._dcd = app.DCDFile(self._file, self.simulation.topology, step, every, every, append=bool(frames))
+
+    def write(self) -> None:
+        """One frame, one line, one checkpoint."""
+        context = self.simulation.context
+        state = context.getState(getPositions=True, getEnergy=True, getVelocities=True)
+        potential = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
+        kinetic = state.getKineticEnergy().value_in_unit(unit.kilojoule_per_mole)
+        gas = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
+        self.temperature, self.potential = 2 * kinetic / (self.dof * gas), potential
+        if not np.isfinite(potential):
+            raise openmm.OpenMMException("the energy is not finite")
+        box = state.getPeriodicBoxVectors() if self.simulation.system.usesPeriodicBoundaryConditions() else None
+        self._dcd.writeModel(state.getPositions(), periodicBoxVectors=box)
+        self._file.flush()
+        time = state.getTime().value_in_unit(unit.picosecond)
+        values = (time, potential, kinetic, potential + kinetic, self.temperature)
+        with open(self.directory / LOG_FILE, "a", newline="") as file:
+            csv.writer(file).writerow([self.simulation.currentStep, *(f"{v:.8g}" for v in values)])
+        _replace(self.directory / STATE_FILE, lambda p: p.write_text(openmm.XmlSerializer.serialize(state)))
+        _replace(self.directory / CHECKPOINT_FILE, lambda p: p.write_bytes(context.createCheckpoint()))
+
+    def close(self) -> None:
+        """Close the trajectory."""
+        self._file.close()
+
+
+def truncate_dcd(path: Path, frames: int) -> None:
+    """Keep the first `frames` frames of a DCD file, whatever a kill left behind them.
+
+    Raises
+    ------
+    SimulationError
+        If the file has fewer frames.
+    """
+    with open(path, "r+b") as file:
+        header = file.read(276)
+        n_atoms = struct.unpack("<i", header[268:272])[0] if len(header) == 276 else 0
+        periodic = struct.unpack("<i", header[48:52])[0] if len(header) == 276 else 0
+        frame = 3 * (4 * n_atoms + 8) + (56 if periodic else 0)
+        size = file.seek(0, os.SEEK_END)
+        if n_atoms == 0 or size < 276 + frames * frame:
+            raise SimulationError(f"{path} holds fewer than the {frames} frames of the checkpoint; it was altered, and the run cannot be resumed")
+        file.truncate(276 + frames * frame)
+        file.seek(8)
+        file.write(struct.pack("<i", frames))
+
+
+def simulate(
+    settings: SimulationSettings | None,
+    output: Path,
+    resume: bool = False,
+    progress: Callable[[int, int, float, float], None] | None = None,
+) -> Path:
+    """Run, or continue, a simulation.
+
+    Parameters
+    ----------
+    settings : SimulationSettings or None
+        The run; None with `resume`, which takes those in `output`.
+    output : Path
+        Directory for ``trajectory.dcd``, ``log.csv``, ``topology.pdb``, ``final.pdb``, ``checkpoint.chk``, ``state.xml``,
+        ``settings.json`` and ``energy_temperature.png``.
+    resume : bool
+        Continue the run in `output` from its checkpoint.
+    progress : callable, optional
+        Called with the step, all steps, the temperature (K) and the potential energy (kJ/mol).
+
+    Returns
+    -------
+    Path
+        `output`.
+
+    Raises
+    ------
+    FileExistsError
+        If `output` holds a run and `resume` is False.
+    SimulationError
+        If there is nothing to resume, or the dynamics fail.
+    UnsupportedSystemError, ModelFileError
+        For structures and models that cannot be used.
+    """
+    kept = output / SETTINGS_FILE
+    if resume:
+        if not (kept.exists() and (output / CHECKPOINT_FILE).exists()):
+            raise SimulationError(f"{output} holds no run to resume (no {SETTINGS_FILE} or {CHECKPOINT_FILE})")
+        settings = SimulationSettings(**json.loads(kept.read_text()))
+    elif output.exists() and any(output.iterdir()):
+        raise FileExistsError(f"{output} is not empty; choose another output directory, or continue the run in it with --resume")
+    if settings is None:
+        raise ValueError("a new run needs settings")
+
+    # A resumed run reads its own copy of the structure, so that the original may be moved or edited meanwhile.
+    topology, positions = read_structure(Path(settings.structure) if not resume else output / "topology.pdb")
+    symbols = [a.element.symbol if a.element is not None else "?" for a in topology.atoms()]
+    check_coordinates(positions, symbols)
+    potential = SE3Potential(settings.model, forces=settings.forces, precision=settings.precision)
+    system = potential.createSystem(topology, removeCMMotion=settings.ensemble == "nvt")
+    simulation = app.Simulation(topology, system, _integrator(settings), choose_platform(settings.platform))
+    outputs = _Outputs(output, settings, simulation)
+
+    if resume:
+        frames = -(-_restore(simulation, output) // settings.report_every)
+    else:
+        if settings.minimize:
+            positions = minimize(topology, positions, settings)
+        output.mkdir(parents=True, exist_ok=True)
+        with open(output / "topology.pdb", "w") as file:
+            app.PDBFile.writeFile(topology, positions * unit.nanometer, file, keepIds=True)
+        absolute = {"structure": str(Path(settings.structure).resolve()), "model": _absolute_model(settings.model)}
+        kept.write_text(json.dumps({**asdict(settings), **absolute}, indent=1) + "\n")
+        simulation.context.setPositions(positions)
+        if settings.temperature > 0:
+            simulation.context.setVelocitiesToTemperature(settings.temperature * unit.kelvin, settings.seed)
+        frames = 0
+    outputs.open(frames)
+    try:
+        while simulation.currentStep < settings.steps:
+            simulation.step(min(settings.report_every, settings.steps - simulation.currentStep))
+            outputs.write()
+            if progress is not None:
+                progress(simulation.currentStep, settings.steps, outputs.temperature, outputs.potential)
+    except openmm.OpenMMException as error:
+        reason = str(error).strip().split("\n")[-1]
+        raise SimulationError(
+            f"the dynamics failed near step {simulation.currentStep}: {reason}. Frames so far are in {output}. "
+            "Try a shorter --timestep, a lower temperature, or check that the structure is complete (hydrogens, no clashes)."
+        ) from error
+    finally:
+        outputs.close()
+        if (output / LOG_FILE).exists():
+            plot_log(output / LOG_FILE, output / PLOT_FILE)
+    state = simulation.context.getState(getPositions=True)
+    with open(output / FINAL_FILE, "w") as file:
+        app.PDBFile.writeFile(topology, state.getPositions(), file, keepIds=True)
+    return output
+
+
+def _absolute_model(model: str) -> str:
+    """Released models by name, files by absolute path, so that a resumed run finds them from any folder."""
+    return str(find_model(model).resolve()) if Path(model).is_file() else model
+
+
+def _restore(simulation: app.Simulation, output: Path) -> int:
+    """Load the checkpoint; where it is of another machine or platform, the portable state. Returns the step."""
+    try:
+        simulation.context.loadCheckpoint((output / CHECKPOINT_FILE).read_bytes())
+    except openmm.OpenMMException:
+        simulation.context.setState(openmm.XmlSerializer.deserialize((output / STATE_FILE).read_text()))
+    return int(simulation.currentStep)
+
+
+def read_log(path: Path) -> dict[str, np.ndarray]:
+    """Columns of a log as arrays."""
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {name: np.array([float(r[name]) for r in rows]) for name in _CSV_HEADER}
+
+
+def plot_log(log: Path, picture: Path) -> None:
+    """Draw energies and temperature over time."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    columns = read_log(log)
+    if not len(columns["step"]):
+        return
+    figure, axes = pyplot.subplots(3, 1, figsize=(8, 7), sharex=True, constrained_layout=True)
+    time = columns["time_ps"]
+    axes[0].plot(time, columns["potential_kj_per_mol"], lw=0.8, color="tab:blue")
+    axes[0].set_ylabel("potential energy\n(kJ/mol)")
+    axes[1].plot(time, columns["total_kj_per_mol"], lw=0.8, color="tab:purple")
+    axes[1].set_ylabel("total energy\n(kJ/mol)")
+    axes[2].plot(time, columns["temperature_k"], lw=0.8, color="tab:red")
+    mean = columns["temperature_k"].mean()
+    axes[2].axhline(mean, color="black", lw=0.8, ls="--", label=f"mean {mean:.1f} K")
+    axes[2].legend(loc="upper right")
+    axes[2].set(ylabel="temperature\n(K)", xlabel="time (ps)")
+    for axis in axes:
+        axis.ticklabel_format(axis="y", useOffset=False)
+        axis.grid(alpha=0.3)
+    temporary = picture.with_suffix(".tmp.png")
+    figure.savefig(temporary, dpi=130)
+    pyplot.close(figure)
+    os.replace(temporary, picture)

@@ -1,0 +1,103 @@
+"""Read structure files into an OpenMM topology and positions."""
+
+from pathlib import Path
+
+import numpy as np
+from openmm import Vec3, app, unit
+from openmm.app.internal.unitcell import reducePeriodicBoxVectors
+
+from openmm_se3.errors import UnsupportedSystemError
+
+SUFFIXES = (".pdb", ".cif", ".sdf", ".xyz")
+
+
+def read_structure(path: Path) -> tuple[app.Topology, np.ndarray]:
+    """Read PDB, mmCIF, SDF or (extended) xyz.
+
+    Parameters
+    ----------
+    path : Path
+        The file; its suffix tells the format.
+
+    Returns
+    -------
+    tuple
+        Topology, with box vectors if the file has them, and positions ``(n_atoms, 3)`` in nm.
+
+    Raises
+    ------
+    UnsupportedSystemError
+        If the file is missing, of another format, unreadable or without atoms.
+    """
+    if not path.is_file():
+        raise UnsupportedSystemError(f"{path}: no such file")
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UnsupportedSystemError(f"{path}: unknown kind of structure file {suffix!r}; expected one of {', '.join(SUFFIXES)}")
+    try:
+        if suffix in (".pdb", ".cif"):
+            file = app.PDBFile(str(path)) if suffix == ".pdb" else app.PDBxFile(str(path))
+            topology, positions = file.topology, np.array(file.getPositions(asNumpy=True).value_in_unit(unit.nanometer))
+        else:
+            topology, positions = _read_with_ase(path)
+    except Exception as error:  # the parsers raise whatever they met
+        raise UnsupportedSystemError(f"{path}: cannot be read as {suffix[1:]} ({type(error).__name__}: {error})") from error
+    if topology.getNumAtoms() == 0:
+        raise UnsupportedSystemError(f"{path}: holds no atoms")
+    return topology, positions
+
+
+def _read_with_ase(path: Path) -> tuple[app.Topology, np.ndarray]:
+    from ase import units
+    from ase.io import read
+    from ase.neighborlist import natural_cutoffs, neighbor_list
+
+    atoms = read(path, index=0)
+    topology = app.Topology()
+    residue = topology.addResidue("MOL", topology.addChain())
+    made = [topology.addAtom(f"{s}{i + 1}", app.Element.getBySymbol(s), residue) for i, s in enumerate(atoms.get_chemical_symbols())]
+    # Bonds by distance: the model needs none, but trajectory viewers and the progress of bonds do.
+    for i, j in zip(*neighbor_list("ij", atoms, natural_cutoffs(atoms, mult=1.15)), strict=True):
+        if i < j:
+            topology.addBond(made[i], made[j])
+    positions = atoms.positions
+    if atoms.pbc.all():
+        lower, rotation = atoms.cell.standard_form()
+        positions = positions @ np.asarray(rotation).T
+        vectors = [Vec3(*row) for row in np.asarray(lower) * (units.Ang / units.nm)]
+        topology.setPeriodicBoxVectors(reducePeriodicBoxVectors(vectors) * unit.nanometer)
+    elif atoms.pbc.any():
+        raise ValueError(f"pbc is {atoms.pbc.tolist()}; all directions must be periodic, or none")
+    return topology, positions * (units.Ang / units.nm)
+
+
+def check_coordinates(positions: np.ndarray, symbols: list[str], closest_nm: float = 0.03) -> None:
+    """Refuse coordinates that no dynamics can start from.
+
+    Parameters
+    ----------
+    positions : ndarray
+        ``(n_atoms, 3)`` nm.
+    symbols : list of str
+        Chemical symbols, for the message.
+    closest_nm : float
+        Distance below which two atoms count as coincident.
+
+    Raises
+    ------
+    UnsupportedSystemError
+        Naming the atoms.
+    """
+    from scipy.spatial import cKDTree
+
+    bad = np.flatnonzero(~np.isfinite(positions).all(1))
+    if len(bad):
+        raise UnsupportedSystemError(f"atoms {bad[:5].tolist()} have coordinates that are not finite")
+    pairs = cKDTree(positions).query_pairs(closest_nm, output_type="ndarray")
+    if len(pairs):
+        i, j = (int(k) for k in pairs[0])
+        distance = float(np.linalg.norm(positions[i] - positions[j]))
+        raise UnsupportedSystemError(
+            f"atoms {i} ({symbols[i]}) and {j} ({symbols[j]}) are {distance * 10:.3f} Angstrom apart, and {len(pairs)} pairs are closer than "
+            f"{closest_nm * 10:.1f}; remove duplicate atoms or alternate locations from the structure"
+        )

@@ -1,0 +1,208 @@
+"""`validate_model`: the contract of an exported model as an executable check.
+
+Run by export, by the tests on every released model, and by users on theirs.
+"""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import openmm
+import torch
+from openmm import unit
+from torch import Tensor
+
+from openmm_se3.force import FORCE_MODES, create_forces
+from openmm_se3.model_file import ModelMetadata, load_model
+
+#: Relative error of equivariance (equation 3.1 of the thesis) that each precision must stay below.
+EQUIVARIANCE_LIMIT = {torch.float32: 1e-6, torch.float64: 1e-12}
+#: Largest difference between any two ways to evaluate the model, kJ/mol/nm.
+AGREEMENT_LIMIT = {torch.float32: 1e-2, torch.float64: 1e-4}
+
+
+@dataclass(frozen=True)
+class Check:
+    """Outcome of one check.
+
+    Attributes
+    ----------
+    name : str
+        What was checked.
+    value, limit : float
+        What was measured, and what it must not exceed.
+    """
+
+    name: str
+    value: float
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the value is within the limit; NaN never is."""
+        return self.value <= self.limit
+
+
+def _random_rotation(rng: np.random.Generator, reflect: bool) -> Tensor:
+    q, r = np.linalg.qr(rng.normal(size=(3, 3)))
+    q *= np.sign(np.diag(r))
+    if (np.linalg.det(q) < 0) != reflect:
+        q[:, 0] *= -1
+    return torch.tensor(q)
+
+
+def _relative(difference: Tensor, reference: Tensor) -> float:
+    """Equation 3.1: size of the difference over the size of the reference."""
+    return float(difference.norm() / reference.norm().clamp_min(1e-30))
+
+
+def _structure(metadata: ModelMetadata) -> tuple[Tensor, Tensor]:
+    """The largest golden structure without a box, slightly distorted, so that it has no symmetry: float64 nm and numbers."""
+    golden = max((g for g in metadata.golden if g.box_vectors_nm is None), key=lambda g: len(g.atomic_numbers))
+    x = torch.tensor(golden.positions_nm, dtype=torch.float64)
+    noise = np.random.default_rng(7).normal(scale=0.002, size=tuple(x.shape))
+    return x + torch.tensor(noise), torch.tensor(golden.atomic_numbers)
+
+
+def _openmm_forces(
+    model: torch.jit.ScriptModule, metadata: ModelMetadata, x: Tensor, z: Tensor, platform: str, mode: str, box: Tensor | None = None
+) -> tuple[float, Tensor]:
+    """Energy and forces of the same structure through a TorchForce."""
+    system = openmm.System()
+    for _ in range(len(z)):
+        system.addParticle(1.0)
+    if box is not None:
+        system.setDefaultPeriodicBoxVectors(*[openmm.Vec3(*row) for row in box.tolist()])
+    for force in create_forces(model, metadata, z.tolist(), range(len(z)), len(z), box is not None, mode, 0):
+        system.addForce(force)
+    context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName(platform))
+    context.setPositions(x.numpy())
+    state = context.getState(getEnergy=True, getForces=True)
+    forces = state.getForces(asNumpy=True).value_in_unit(unit.kilojoule_per_mole / unit.nanometer)
+    return state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole), torch.tensor(np.array(forces))
+
+
+def _conservative(model: torch.jit.ScriptModule, x: Tensor, z: Tensor, box: Tensor | None) -> Tensor:
+    leaf = x.detach().clone().requires_grad_(True)
+    return -torch.autograd.grad([model.energy(leaf, z, box)], [leaf])[0]
+
+
+def validate_model(name_or_path: str | Path, with_openmm: bool = True) -> list[Check]:
+    """Check that a model file keeps the contract.
+
+    Parameters
+    ----------
+    name_or_path : str or Path
+        Name of a released model, or path.
+    with_openmm : bool
+        Also compare with `TorchForce` on the Reference and CPU platforms (and CUDA where it exists).
+
+    Returns
+    -------
+    list of Check
+        Every check with its value and limit, passed or not.
+
+    Raises
+    ------
+    ModelFileError
+        If the file cannot even be opened: see `load_model`.
+    """
+    model = load_model(name_or_path)
+    metadata: ModelMetadata = model.metadata
+    checks: list[Check] = []
+    x64, z = _structure(metadata)
+    edge = 4.0 * metadata.cutoff_nm
+    box = torch.tensor([[edge, 0, 0], [0.2 * edge, edge, 0], [-0.3 * edge, 0.4 * edge, edge]], dtype=torch.float64)
+    for dtype in (torch.float32, torch.float64):
+        model.to(dtype)
+        label = str(dtype).removeprefix("torch.")
+        x, b = x64.to(dtype), box.to(dtype)
+
+        def add(name: str, value: float, limit: float, label: str = label) -> None:
+            checks.append(Check(f"{name} ({label})", value, limit))
+
+        _check_form(model, x, z, add)
+        _check_symmetries(model, x64, z, EQUIVARIANCE_LIMIT[dtype], add)
+        _check_physics(model, x, z, b, AGREEMENT_LIMIT[dtype], add)
+        if with_openmm:
+            names = [openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())]
+            for platform in (p for p in ("Reference", "CPU", "CUDA") if p in names):
+                for mode in FORCE_MODES:
+                    # OpenMM hands over float64 positions on the CPU, so compare with the same.
+                    expected = model(x64, z)[1] if mode == "direct" else _conservative(model, x64, z, None)
+                    _, got = _openmm_forces(model, metadata, x64, z, platform, mode)
+                    # On a GPU in single precision positions themselves carry float32's resolution.
+                    limit = AGREEMENT_LIMIT[dtype] if platform != "CUDA" else 0.1
+                    add(f"OpenMM {platform} = torch, {mode} forces, kJ/mol/nm", float((got - expected).abs().max()), limit)
+    model.to(torch.float32)
+    return checks
+
+
+_Add = Callable[[str, float, float], None]
+
+
+def _check_form(model: torch.jit.ScriptModule, x: Tensor, z: Tensor, add: _Add) -> None:
+    """Types, shapes, layout; inputs untouched; repeated calls, and a copy saved and loaded, agree."""
+    before = x.clone()
+    energy, forces = model(x, z)
+    form = energy.dtype == torch.float64 and energy.dim() == 0 and forces.dtype == x.dtype and forces.shape == x.shape and forces.is_contiguous()
+    add("outputs have the wrong dtype, shape or layout", 0.0 if form else 1.0, 0.0)
+    limit = AGREEMENT_LIMIT[x.dtype]
+    worst = 0.0
+    for _ in range(30):  # the interpreter optimises during the first calls; the numbers must stay
+        worst = max(worst, float((model(x, z)[1] - forces).abs().max()))
+    add("calls 1 to 30 agree, kJ/mol/nm", worst, limit)
+    add("inputs are changed", float((x - before).abs().max()), 0.0)
+    buffer = io.BytesIO()
+    torch.jit.save(model, buffer)
+    buffer.seek(0)
+    add("saved and loaded again, kJ/mol/nm", float((torch.jit.load(buffer)(x, z)[1] - forces).abs().max()), limit)
+
+
+def _check_symmetries(model: torch.jit.ScriptModule, x: Tensor, z: Tensor, limit: float, add: _Add) -> None:
+    """Rotation, reflection, translation and permutation: equation 3.1 for energies, direct and conservative forces."""
+    rng = np.random.default_rng(11)
+    energy, direct = model(x, z)
+    gradient = _conservative(model, x, z, None)
+
+    def error(moved: Tensor, numbers: Tensor, back: Callable[[Tensor], Tensor]) -> float:
+        e, f = model(moved, numbers)
+        g = _conservative(model, moved, numbers, None)
+        return max(_relative(e - energy, energy), _relative(back(f) - direct, direct), _relative(back(g) - gradient, gradient))
+
+    for name, reflect in (("rotation", False), ("reflection", True)):
+        worst = 0.0
+        for _ in range(5):
+            rotation = _random_rotation(rng, reflect).to(x.dtype)
+            worst = max(worst, error(x @ rotation.T, z, lambda f, q=rotation: f @ q))
+        add(f"equivariance under {name}, relative", worst, limit)
+    add("equivariance under translation, relative", error(x + 0.5, z, lambda f: f), limit)
+    order = torch.tensor(rng.permutation(len(z)))
+    add("equivariance under permutation, relative", error(x[order], z[order], lambda f: f[torch.argsort(order)]), limit)
+
+
+def _check_physics(model: torch.jit.ScriptModule, x: Tensor, z: Tensor, box: Tensor, limit: float, add: _Add) -> None:
+    """Isolated atoms, separated molecules, lattice translations, net force and torque."""
+    energy, forces = model(x, z)
+    scale = float(forces.abs().max())
+    lone_energy, lone_forces = model(x[:1], z[:1])
+    add("one atom: force, kJ/mol/nm", float(lone_forces.abs().max()), 0.0)
+    add("one atom: energy not finite", 0.0 if bool(torch.isfinite(lone_energy)) else 1.0, 0.0)
+    far = torch.cat([x, x + 100.0])
+    double_energy, _ = model(far, torch.cat([z, z]))
+    # At 100 nm float32 positions resolve 1e-5 nm only, which the forces turn into energy.
+    slack = limit if x.dtype == torch.float64 else max(limit, 1e-5 * scale * len(z))
+    add("two far molecules: energies add up, kJ/mol", abs(float(double_energy - 2 * energy)), slack)
+    add("net force, kJ/mol/nm", float(forces.sum(0).abs().max()), limit * 0.1 * len(z))
+    torque = torch.linalg.cross((x - x.mean(0)).double(), forces.double()).sum(0)
+    add("net torque, kJ/mol", float(torque.abs().max()), limit * 0.1 * len(z))
+    periodic_energy, periodic_forces = model(x, z, box)
+    rng = np.random.default_rng(3)
+    shifts = torch.tensor(rng.integers(-2, 3, size=tuple(x.shape)), dtype=x.dtype) @ box
+    moved_energy, moved_forces = model(x + shifts, z, box)
+    tolerance = limit if x.dtype == torch.float64 else max(limit, 1e-5 * scale * len(z))
+    add("atoms moved by lattice vectors: energy, kJ/mol", abs(float(moved_energy - periodic_energy)), tolerance)
+    add("atoms moved by lattice vectors: forces, kJ/mol/nm", float((moved_forces - periodic_forces).abs().max()), 1e3 * tolerance)
+    add("in a large box as without: energy, kJ/mol", abs(float(periodic_energy - energy)), limit)

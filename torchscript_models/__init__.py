@@ -1,0 +1,1 @@
+"""Released models, installed as data of the package; see README.md for the contract."""

@@ -1,0 +1,186 @@
+"""``python -m training prepare | fit | evaluate | export``."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from openmm_se3.errors import ModelFileError
+from training.checkpoint import CheckpointError
+from training.config import ConfigError
+from training.data.frames import DataError
+from training.units import KCAL_PER_MOL_PER_EV
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train SE(3)-Transformers for openmm-se3.", pretty_exceptions_enable=False)
+console = Console()
+
+_EXPECTED = (DataError, ConfigError, CheckpointError, ModelFileError, FileExistsError, ValueError)
+
+LayoutOption = Annotated[str, typer.Option(help="auto, ani1x, ani1 or extxyz.")]
+EnergyKeyOption = Annotated[str | None, typer.Option(help="Data set or info entry with the energies; by default that of the layout.")]
+ForceKeyOption = Annotated[str | None, typer.Option(help="Data set or array with the forces.")]
+EnergyUnitOption = Annotated[str | None, typer.Option(help="Such as Hartree, eV, kcal/mol; by default that of the layout.")]
+ForceUnitOption = Annotated[str | None, typer.Option(help="Such as Hartree/Angstrom.")]
+EnergiesOnlyOption = Annotated[bool, typer.Option("--energies-only", help="Leave forces out.")]
+
+
+def _fail(error: Exception) -> typer.Exit:
+    Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+    return typer.Exit(1)
+
+
+@app.command("prepare")
+def prepare_command(
+    inputs: Annotated[list[Path], typer.Argument(help="HDF5 (ANI-1x or ANI-1 layout) or extended XYZ files.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to make.")],
+    layout: LayoutOption = "auto",
+    energy_key: EnergyKeyOption = None,
+    force_key: ForceKeyOption = None,
+    energy_unit: EnergyUnitOption = None,
+    force_unit: ForceUnitOption = None,
+    energies_only: EnergiesOnlyOption = False,
+    self_energies: Annotated[str, typer.Option(help="auto, least-squares, isolated-atoms, or a JSON table.")] = "auto",
+    validation: Annotated[float, typer.Option(help="Fraction of the formulas held out to choose a model.")] = 0.05,
+    test: Annotated[float, typer.Option(help="Fraction of the formulas held out to test it.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
+) -> None:
+    """Pack data files into one memory-mapped data set."""
+    from training.data.prepare import prepare
+
+    try:
+        with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console) as bar:
+            task = bar.add_task("reading")
+            dataset = prepare(
+                inputs,
+                output,
+                layout=layout,
+                energy_key=energy_key,
+                force_key=force_key,
+                energy_unit=energy_unit,
+                force_unit=force_unit,
+                energies_only=energies_only,
+                self_energies=self_energies,
+                validation=validation,
+                test=test,
+                seed=seed,
+                progress=lambda name, n: bar.update(task, description=f"{name}: {n:,} frames"),
+            )
+    except _EXPECTED as error:
+        raise _fail(error) from None
+    m = dataset.metadata
+    table = Table("energies (kcal/mol)", "mean", "standard deviation", title="before and after subtracting self-energies (Table 3.1 of the thesis)")
+    for label, key in (("total", "total"), ("without self-energies", "residual"), ("without self-energies, per atom", "residual_per_atom")):
+        table.add_row(label, *(f"{m['statistics'][key][k] * KCAL_PER_MOL_PER_EV:,.3f}" for k in ("mean", "std")))
+    console.print(table)
+    if "force_rms" in m["statistics"]:
+        console.print(f"force components: root mean square {m['statistics']['force_rms'] * KCAL_PER_MOL_PER_EV:.3f} kcal/mol/Å", highlight=False)
+    listed = ", ".join(f"{s} {e:.6f}" for s, e in m["self_energies"].items())
+    console.print(f"self-energies in eV ({m['self_energies_origin']}): {listed}", highlight=False)
+    frames = ", ".join(f"{s} {n:,}" for s, n in m["split_frames"].items())
+    console.print(f"{m['n_frames']:,} frames of {len(m['formulas']):,} formulas: {frames}", highlight=False)
+    for reason, n in m["skipped"].items():
+        console.print(f"skipped {n:,} frames: {reason}", highlight=False)
+
+
+@app.command("fit")
+def fit_command(
+    config: Annotated[Path | None, typer.Argument(help="YAML file; see training/configs.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory of the run.")] = Path("run"),
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --output from its last checkpoint.")] = False,
+    accelerator: Annotated[str, typer.Option(help="auto, cpu or gpu.")] = "auto",
+    devices: Annotated[int, typer.Option(help="Number of devices.")] = 1,
+) -> None:
+    """Train a network, or continue an interrupted training."""
+    from training.config import read_config
+    from training.fit import fit
+    from training.module import NonFiniteTraining
+
+    try:
+        module = fit(None if config is None else read_config(config), output, resume, accelerator, devices)
+    except (*_EXPECTED, NonFiniteTraining) as error:
+        raise _fail(error) from None
+    if module.bad_batches:
+        console.print(f"{len(module.bad_batches)} molecules were in batches that were not finite and skipped; see the checkpoint", highlight=False)
+    console.print(f"wrote {output / 'last.ckpt'}, log.csv and learning_curves.png", highlight=False)
+
+
+@app.command("evaluate")
+def evaluate_command(
+    model: Annotated[str, typer.Argument(help="Checkpoint, exported file, or name of a released model.")],
+    data: Annotated[Path, typer.Argument(help="Packed data set, or any file that prepare reads.")],
+    split: Annotated[str, typer.Option(help="all, train, validation or test.")] = "all",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Directory for metrics.json and parity.png.")] = None,
+    conservative: Annotated[bool, typer.Option(help="Also differentiate the energy.")] = True,
+    align_energies: Annotated[bool, typer.Option("--align-energies", help="Fit self-energies between labels and model first.")] = False,
+    max_frames: Annotated[int | None, typer.Option(help="Evaluate that many frames, evenly spaced.")] = None,
+    layout: LayoutOption = "auto",
+    energy_key: EnergyKeyOption = None,
+    force_key: ForceKeyOption = None,
+    energy_unit: EnergyUnitOption = None,
+    force_unit: ForceUnitOption = None,
+    energies_only: EnergiesOnlyOption = False,
+) -> None:
+    """Print errors on labelled data as JSON."""
+    from training.evaluate import evaluate
+
+    reading: dict[str, Any] = {}
+    if not data.is_dir():
+        reading = {
+            "layout": layout,
+            "energy_key": energy_key,
+            "force_key": force_key,
+            "energy_unit": energy_unit,
+            "force_unit": force_unit,
+            "energies_only": energies_only,
+        }
+    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    try:
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task("")
+            metrics = evaluate(
+                model,
+                data,
+                split=split,
+                output=output,
+                conservative=conservative,
+                align_energies=align_energies,
+                max_frames=max_frames,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+                **reading,
+            )
+    except _EXPECTED as error:
+        raise _fail(error) from None
+    console.print_json(json.dumps(metrics))
+
+
+@app.command("export")
+def export_command(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of fit.")],
+    output: Annotated[Path, typer.Argument(help="File to write; its stem is the model's name.")],
+    level_of_theory: Annotated[str | None, typer.Option(help="Origin of the labels; by default what the data say.")] = None,
+    licence: Annotated[str, typer.Option(help="Licence of the weights.")] = "unspecified",
+    metrics: Annotated[list[Path] | None, typer.Option(help="metrics.json of evaluate to carry in the file, as NAME=PATH.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+) -> None:
+    """Write a TorchScript model file and validate it."""
+    from training.export import ExportError, export
+
+    try:
+        carried = {}
+        for item in metrics or []:
+            name, _, path = str(item).partition("=")
+            if not path:
+                raise ValueError(f"--metrics must be NAME=PATH, got {item}")
+            carried[name] = json.loads(Path(path).read_text())
+        checks = export(checkpoint, output, level_of_theory, licence, metrics=carried, overwrite=overwrite)
+    except (*_EXPECTED, ExportError, OSError) as error:
+        raise _fail(error) from None
+    console.print(f"wrote {output}: {len(checks)} checks passed", highlight=False)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,154 @@
+"""What a run leaves behind while it goes: a CSV log, a learning-curve picture, a progress bar."""
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from training.module import TrainingModule
+from training.units import KCAL_PER_MOL_PER_EV
+
+COLUMNS = (
+    "step",
+    "learning_rate",
+    "gradient_norm",
+    "loss",
+    "train_energy_rmse",
+    "train_force_rmse",
+    "train_conservative_force_rmse",
+    "validation_energy_rmse",
+    "validation_energy_mae",
+    "validation_force_rmse",
+    "validation_force_mae",
+    "validation_conservative_force_rmse",
+    "bad_batches",
+)
+
+
+class CsvLog(lightning.Callback):
+    """One row per `every` steps in ``log.csv``; energies in kcal/mol, forces in kcal/mol/Angstrom.
+
+    A resumed run drops the rows that lie after its checkpoint, so that the file reads as if never interrupted.
+
+    Parameters
+    ----------
+    path : Path
+        The CSV file.
+    every : int
+        Steps between rows; means over them are not taken, each row is one batch.
+    """
+
+    def __init__(self, path: Path, every: int) -> None:
+        self.path, self.every = path, every
+        self._last = -1
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Write the header, or cut the log back to the checkpoint."""
+        if not trainer.is_global_zero:
+            return
+        rows = [r for r in read_log(self.path) if int(r["step"]) <= trainer.global_step] if self.path.exists() else []
+        with open(self.path.with_suffix(".tmp"), "w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(self.path.with_suffix(".tmp"), self.path)
+
+    def _append(self, row: dict[str, Any]) -> None:
+        with open(self.path, "a", newline="") as file:
+            csv.DictWriter(file, COLUMNS).writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:
+        """Log the latest batch."""
+        step = trainer.global_step
+        if trainer.is_global_zero and isinstance(pl_module, TrainingModule) and step % self.every == 0 and step != self._last:
+            self._last = step
+            latest = pl_module.latest
+            row = {k: latest[k] for k in ("learning_rate", "gradient_norm", "loss")}
+            row |= {f"train_{k}": v * KCAL_PER_MOL_PER_EV for k, v in latest.items() if f"train_{k}" in COLUMNS}
+            self._append({"step": step, "bad_batches": len(pl_module.bad_batches), **row})
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Log the errors of the validation split."""
+        if trainer.is_global_zero and isinstance(pl_module, TrainingModule):
+            errors = {f"validation_{k}": v * KCAL_PER_MOL_PER_EV for k, v in pl_module.validation_errors.items()}
+            self._append({"step": trainer.global_step, **{k: v for k, v in errors.items() if k in COLUMNS}})
+            plot_learning_curves(self.path, self.path.with_name("learning_curves.png"))
+
+
+def read_log(path: Path) -> list[dict[str, str]]:
+    """Rows of a log; a last line that a kill cut short is left out."""
+    with open(path, newline="") as file:
+        return [row for row in csv.DictReader(file) if row["step"] and None not in row.values()]
+
+
+def plot_learning_curves(log: Path, picture: Path) -> None:
+    """Draw training and validation errors over the steps of a log."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = read_log(log)
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), constrained_layout=True)
+    panels = (("energy", "energy RMSE (kcal/mol)", ("energy_rmse",)), ("force", "force RMSE (kcal/mol/Å)", ("force_rmse", "conservative_force_rmse")))
+    for axis, (_, label, keys) in zip(axes, panels, strict=True):
+        for key in keys:
+            for split, style in (("train", {"alpha": 0.35, "lw": 0.8}), ("validation", {"marker": "o", "ms": 3})):
+                points = [(int(r["step"]), float(r[f"{split}_{key}"])) for r in rows if r.get(f"{split}_{key}")]
+                if points:
+                    axis.plot(*zip(*points, strict=True), label=f"{split}, {key.removesuffix('_rmse').replace('_', ' ')}", **style)
+        axis.set(xlabel="optimizer step", ylabel=label)
+        if axis.lines:
+            axis.set_yscale("log")
+            axis.legend()
+    temporary = picture.with_suffix(".tmp.png")
+    figure.savefig(temporary, dpi=130)
+    pyplot.close(figure)
+    os.replace(temporary, picture)
+
+
+class ProgressDisplay(lightning.Callback):
+    """Progress bar with time left on a terminal; a line every `every` steps elsewhere.
+
+    Parameters
+    ----------
+    every : int
+        Steps between lines where there is no terminal.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.console = Console()
+        self._bar: Progress | None = None
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Show the bar."""
+        if trainer.is_global_zero:
+            text = TextColumn("{task.description}")
+            self._bar = Progress(text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), console=self.console)
+            self._task = self._bar.add_task("training", total=trainer.max_steps, completed=trainer.global_step)
+            if self.console.is_terminal:
+                self._bar.start()
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:
+        """Advance the bar."""
+        if self._bar is None or not isinstance(pl_module, TrainingModule) or not hasattr(pl_module, "latest"):
+            return
+        errors = "  ".join(f"{k} {v * KCAL_PER_MOL_PER_EV:.2f}" for k, v in pl_module.latest.items() if k in ("energy_rmse", "force_rmse"))
+        self._bar.update(self._task, completed=trainer.global_step, description=f"{errors} kcal/mol(/Å)")
+        if not self.console.is_terminal and trainer.global_step % self.every == 0:
+            left = self._bar.tasks[0].time_remaining
+            self.console.print(f"step {trainer.global_step}/{trainer.max_steps}  {errors}  {'' if left is None else f'{left / 60:.1f} min left'}")
+
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def on_exception(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException) -> None:
+        """Take the bar away, whatever happened."""
+        self.on_fit_end(trainer, pl_module)

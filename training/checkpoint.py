@@ -1,0 +1,92 @@
+"""Checkpoints that survive a kill and a full disk, and the way back to a network."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ase.data import atomic_numbers as NUMBER_OF_SYMBOL
+from lightning.fabric.plugins import TorchCheckpointIO
+
+from training.config import FitConfig, parse_config
+from training.data.frames import DataError
+from training.network import SE3Transformer
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be read or written; the message says what to do."""
+
+
+class SafeCheckpointIO(TorchCheckpointIO):
+    """Write beside the target, flush to disk, then rename: the last good checkpoint is whole at every instant."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Save `checkpoint`.
+
+        Raises
+        ------
+        CheckpointError
+            If the disk is full or cannot be written; an earlier checkpoint at `path` is left as it was.
+        """
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(target.name + ".partial")
+        try:
+            with open(partial, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, target)
+        except (OSError, RuntimeError) as error:
+            partial.unlink(missing_ok=True)
+            message = f"cannot write checkpoint {target}: {error}. The last good checkpoint is kept; free some space and resume."
+            raise CheckpointError(message) from error
+
+
+@dataclass
+class LoadedCheckpoint:
+    """A network and where it comes from.
+
+    Attributes
+    ----------
+    network : SE3Transformer
+        With the averaged weights, in evaluation mode.
+    config : FitConfig
+        Configuration of the run.
+    data : dict
+        Metadata of the data it was trained on (elements, self-energies in eV, hash ...).
+    step : int
+        Optimizer steps.
+    """
+
+    network: SE3Transformer
+    config: FitConfig
+    data: dict[str, Any]
+    step: int
+
+
+def load_checkpoint(path: Path) -> LoadedCheckpoint:
+    """Read a checkpoint of `fit`; only plain data and tensors are unpickled.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, damaged or not one of ours.
+    """
+    try:
+        raw = torch.load(path, map_location="cpu", weights_only=True)
+        ours = raw["openmm_se3"]
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint") from None
+    except Exception as error:
+        raise CheckpointError(f"{path}: not a checkpoint of 'python -m training fit' ({error})") from None
+    config = parse_config(ours["config"], str(path))
+    network = SE3Transformer(config.network, tuple(NUMBER_OF_SYMBOL[s] for s in config.network.elements))
+    prefix = "ema.module."
+    state = {k.removeprefix(prefix): v for k, v in raw["state_dict"].items() if k.startswith(prefix)}
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise DataError(f"{path}: weights do not fit the network of its own configuration: {error}") from None
+    return LoadedCheckpoint(network.eval().requires_grad_(False), config, ours["data"], int(raw["global_step"]))

@@ -1,0 +1,124 @@
+"""Configuration of a training run: one YAML file, every key checked, copied into every checkpoint."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
+
+from training.network.transformer import NetworkConfig
+
+# Pydantic reads this from the dataclass: unknown keys are refused there too.
+NetworkConfig.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
+
+
+class ConfigError(ValueError):
+    """The configuration is not usable; the message names the key, what was expected and what came."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LossConfig(_Section):
+    """Weights of equation 3.2; each term is normalised by the spread of its labels before it is weighted."""
+
+    energy_weight: float = Field(0.1, ge=0)
+    force_weight: float = Field(1.0, ge=0)
+    conservative_weight: float = Field(0.0, ge=0)
+
+
+class OptimizerConfig(_Section):
+    """Adam, its learning-rate schedule and the clipping of the gradient norm."""
+
+    learning_rate: PositiveFloat = 1e-3
+    schedule: Literal["warmup-cosine", "steps"] = "warmup-cosine"
+    warmup_steps: int = Field(500, ge=0)
+    final_fraction: float = Field(0.01, ge=0, le=1)
+    milestones: tuple[PositiveInt, ...] = ()
+    drop: float = Field(0.1, gt=0, lt=1)
+    gradient_clip: PositiveFloat = 10.0
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+
+
+class RunConfig(_Section):
+    """How long, in what portions, how often to look."""
+
+    max_steps: PositiveInt = 100_000
+    batch_molecules: PositiveInt = 100
+    batch_edges: PositiveInt = 25_000
+    validate_every: PositiveInt = 1000
+    checkpoint_every: PositiveInt = 500
+    log_every: PositiveInt = 20
+    seed: int = 0
+    compile: bool = False
+
+
+class FitConfig(_Section):
+    """Everything `fit` needs besides the output directory.
+
+    Attributes
+    ----------
+    data : str
+        Directory of the packed data set.
+    initial_checkpoint : str or None
+        Checkpoint whose weights to start from (a new run; to continue one, resume it).
+    """
+
+    data: str
+    initial_checkpoint: str | None = None
+    network: NetworkConfig = NetworkConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    run: RunConfig = RunConfig()
+
+    @field_validator("network")
+    @classmethod
+    def _network_sizes(cls, network: NetworkConfig) -> NetworkConfig:
+        if len(network.channels) != 3 or min(network.channels) < 1:
+            raise ValueError(f"channels must be three positive numbers (degrees 0, 1, 2), got {network.channels}")
+        if network.num_layers < 2:
+            raise ValueError(f"num_layers must be at least 2, got {network.num_layers}")
+        if network.hidden_channels % network.num_heads:
+            raise ValueError(f"hidden_channels ({network.hidden_channels}) must be divisible by num_heads ({network.num_heads})")
+        if network.cutoff <= 0:
+            raise ValueError(f"cutoff must be positive (Angstrom), got {network.cutoff}")
+        return network
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> "FitConfig":
+        if self.loss.energy_weight == self.loss.force_weight == self.loss.conservative_weight == 0:
+            raise ValueError("all weights of the loss are zero; there is nothing to learn")
+        return self
+
+
+def parse_config(raw: Any, origin: str) -> FitConfig:
+    """Check plain data against the schema.
+
+    Raises
+    ------
+    ConfigError
+        One line per problem: the key, what is wrong, and what came.
+    """
+    try:
+        return FitConfig.model_validate(raw)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            key = ".".join(str(part) for part in problem["loc"]) or "top level"
+            if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+                lines.append(f"{key}: unknown key")
+            else:
+                lines.append(f"{key}: {problem['msg']} (got {problem['input']!r})")
+        raise ConfigError(f"{origin}: " + "; ".join(lines)) from None
+
+
+def read_config(path: Path) -> FitConfig:
+    """Read a YAML file; raises `ConfigError` if it is missing, no YAML or not to the schema."""
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    return parse_config(raw, str(path))

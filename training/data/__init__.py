@@ -1,0 +1,1 @@
+"""From files of quantum chemistry to packed, memory-mapped data sets."""

@@ -1,0 +1,204 @@
+"""From frames to batches: sampling by size, neighbours, tensors."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from ase.data import atomic_numbers as NUMBER_OF_SYMBOL
+from torch import Tensor
+
+from training.data.frames import DataError
+from training.data.packed import PackedDataset
+
+
+@dataclass
+class Batch:
+    """Molecules side by side, atoms flattened, neighbours padded.
+
+    Attributes
+    ----------
+    species : Tensor
+        ``(n_atoms,)`` int64 species index.
+    positions : Tensor
+        ``(n_atoms, 3)`` float32, Angstrom.
+    neighbors, mask : Tensor
+        ``(n_atoms, max_neighbors)`` int64 index of the sender, and bool.
+    molecule : Tensor
+        ``(n_atoms,)`` int64, which molecule an atom belongs to.
+    n_atoms_of : Tensor
+        ``(n_molecules,)`` int64.
+    energies : Tensor
+        ``(n_molecules,)`` float64, relative to the self-energies, eV.
+    forces : Tensor or None
+        ``(n_atoms, 3)`` eV/Angstrom.
+    frames : Tensor
+        ``(n_molecules,)`` int64, where each molecule stands in the data set.
+    """
+
+    species: Tensor
+    positions: Tensor
+    neighbors: Tensor
+    mask: Tensor
+    molecule: Tensor
+    n_atoms_of: Tensor
+    energies: Tensor
+    forces: Tensor | None
+    frames: Tensor
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on another device."""
+        moved = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            moved[f.name] = None if value is None else value.to(device)
+        return Batch(**moved)
+
+    def displacement(self, positions: Tensor) -> Tensor:
+        """x_j - x_i of every slot, ``(n_atoms, max_neighbors, 3)``, for `positions` shaped as those of the batch."""
+        return positions[self.neighbors] - positions.unsqueeze(1)
+
+
+def padded_neighbors(positions: np.ndarray, offsets: np.ndarray, cutoff: float) -> tuple[np.ndarray, np.ndarray]:
+    """Neighbours within `cutoff` inside each molecule.
+
+    Parameters
+    ----------
+    positions : ndarray
+        ``(n_atoms, 3)`` of all molecules.
+    offsets : ndarray
+        ``(n_molecules + 1,)`` first atom of each.
+    cutoff : float
+        In the unit of `positions`.
+
+    Returns
+    -------
+    tuple of ndarray
+        ``(n_atoms, max_neighbors)`` int64 indices, 0 on padding, and the bool mask. No pair is ever dropped.
+    """
+    sizes = np.diff(offsets)
+    n_molecules, largest = len(sizes), int(sizes.max())
+    valid = np.arange(largest) < sizes[:, None]
+    padded = np.zeros((n_molecules, largest, 3), dtype=positions.dtype)
+    padded[valid] = positions
+    difference = padded[:, None, :, :] - padded[:, :, None, :]
+    close = np.square(difference).sum(-1) < cutoff * cutoff
+    close &= valid[:, None, :] & valid[:, :, None] & ~np.eye(largest, dtype=bool)
+    rows = close[valid]
+    counts = rows.sum(1)
+    width = max(int(counts.max()), 1)
+    order = np.argsort(~rows, axis=1, kind="stable")[:, :width]
+    mask = np.arange(width) < counts[:, None]
+    first = np.repeat(offsets[:-1], sizes)
+    return np.where(mask, order + first[:, None], 0), mask
+
+
+class Collator:
+    """Make a `Batch` of frames.
+
+    Parameters
+    ----------
+    dataset : PackedDataset
+        The data.
+    atomic_numbers : sequence of int
+        Elements of the network, in the order of the species index.
+    cutoff : float
+        Angstrom.
+
+    Raises
+    ------
+    DataError
+        If the data hold an element that the network lacks.
+    """
+
+    def __init__(self, dataset: PackedDataset, atomic_numbers: tuple[int, ...], cutoff: float) -> None:
+        self.dataset = dataset
+        self.cutoff = cutoff
+        self.species_of = np.full(256, -1, dtype=np.int64)
+        self.species_of[list(atomic_numbers)] = np.arange(len(atomic_numbers))
+        self.self_energies = dataset.self_energies()
+        unknown = [s for s in dataset.metadata["elements"] if self.species_of[NUMBER_OF_SYMBOL[s]] < 0]
+        if unknown:
+            raise DataError(f"the data hold {', '.join(unknown)}, which the network does not know; add them to network.elements")
+
+    def __call__(self, frames: np.ndarray) -> Batch:
+        """Batch of the frames with these indices."""
+        d = self.dataset
+        starts, stops = d.offsets[frames], d.offsets[np.asarray(frames) + 1]
+        sizes = stops - starts
+        atoms = np.concatenate([np.arange(a, b) for a, b in zip(starts, stops, strict=True)])
+        offsets = np.concatenate([[0], np.cumsum(sizes)])
+        numbers, positions = d.numbers[atoms], d.coordinates[atoms]
+        neighbors, mask = padded_neighbors(positions, offsets, self.cutoff)
+        energies = d.energies[frames] - np.add.reduceat(self.self_energies[numbers], offsets[:-1])
+        return Batch(
+            species=torch.from_numpy(self.species_of[numbers]),
+            positions=torch.from_numpy(positions),
+            neighbors=torch.from_numpy(neighbors),
+            mask=torch.from_numpy(mask),
+            molecule=torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes)),
+            n_atoms_of=torch.from_numpy(sizes),
+            energies=torch.from_numpy(energies),
+            forces=None if d.forces is None else torch.from_numpy(d.forces[atoms]),
+            frames=torch.from_numpy(np.asarray(frames, dtype=np.int64)),
+        )
+
+
+class SizeSampler:
+    """Batches of molecules of similar size, so that padding wastes little; a pure function of seed and epoch.
+
+    Parameters
+    ----------
+    frames : ndarray
+        Indices to draw from.
+    sizes : ndarray
+        Number of atoms of each.
+    batch_molecules : int
+        Most molecules in a batch.
+    batch_edges : int
+        Most neighbour slots in a batch, estimated as n_atoms * min(n_atoms - 1, 50) per molecule: bounds memory and step time.
+    seed : int
+        Seed of the shuffling.
+    """
+
+    POOL = 50  # batches that are sorted by size together: large enough to fill well, small enough to stay random
+
+    def __init__(self, frames: np.ndarray, sizes: np.ndarray, batch_molecules: int, batch_edges: int, seed: int) -> None:
+        self.frames, self.sizes = frames, sizes
+        self.batch_molecules, self.batch_edges, self.seed = batch_molecules, batch_edges, seed
+
+    def epoch(self, number: int, shuffle: bool = True) -> list[np.ndarray]:
+        """Batches of one epoch, each an array of frame indices."""
+        rng = np.random.default_rng([self.seed, number])
+        order = rng.permutation(len(self.frames)) if shuffle else np.argsort(self.sizes, kind="stable")
+        batches: list[np.ndarray] = []
+        pool = self.POOL * self.batch_molecules if shuffle else len(order)
+        for start in range(0, len(order), pool):
+            part = order[start : start + pool]
+            part = part[np.argsort(self.sizes[part], kind="stable")]
+            batches.extend(self._cut(part))
+        if shuffle:
+            batches = [batches[i] for i in rng.permutation(len(batches))]
+        return batches
+
+    def _cut(self, part: np.ndarray) -> Iterator[np.ndarray]:
+        begin, edges = 0, 0
+        for i, k in enumerate(part):
+            n = int(self.sizes[k])
+            cost = n * min(n - 1, 50)
+            if i > begin and (i - begin == self.batch_molecules or edges + cost > self.batch_edges):
+                yield self.frames[part[begin:i]]
+                begin, edges = i, 0
+            edges += cost
+        if begin < len(part):
+            yield self.frames[part[begin:]]
+
+    def stream(self, start_batch: int) -> Iterator[np.ndarray]:
+        """Endless stream of batches that begins at batch `start_batch` of the whole training."""
+        epoch, seen = 0, 0
+        while True:
+            batches = self.epoch(epoch)
+            if seen + len(batches) > start_batch:
+                yield from batches[max(start_batch - seen, 0) :]
+            seen += len(batches)
+            epoch += 1

@@ -1,0 +1,89 @@
+"""What every reader yields, and the errors that they share."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from ase.formula import Formula
+from ase.symbols import Symbols
+
+
+class DataError(ValueError):
+    """A data file does not hold what was asked of it; the message says what, where and what to do."""
+
+
+@dataclass
+class FrameBlock:
+    """Frames of one molecule (or one composition) that share their atoms, in eV and Angstrom.
+
+    Attributes
+    ----------
+    formula : str
+        Hill formula; splits keep a formula in one part.
+    atomic_numbers : ndarray
+        ``(n_atoms,)`` uint8.
+    coordinates : ndarray
+        ``(n_frames, n_atoms, 3)`` float32, Angstrom.
+    energies : ndarray
+        ``(n_frames,)`` float64 total energies, eV.
+    forces : ndarray or None
+        ``(n_frames, n_atoms, 3)`` float32, eV/Angstrom.
+    """
+
+    formula: str
+    atomic_numbers: np.ndarray
+    coordinates: np.ndarray
+    energies: np.ndarray
+    forces: np.ndarray | None
+
+
+@dataclass
+class ReadReport:
+    """What a reader met on its way, filled while it streams.
+
+    Attributes
+    ----------
+    skipped : dict
+        Reason to number of frames that were left out.
+    isolated_atoms : dict
+        Atomic number to energy in eV, from frames that declare themselves isolated atoms.
+    level_of_theory : str or None
+        What the file says of its labels.
+    """
+
+    skipped: dict[str, int] = field(default_factory=dict)
+    isolated_atoms: dict[int, float] = field(default_factory=dict)
+    level_of_theory: str | None = None
+
+    def skip(self, reason: str, count: int) -> None:
+        """Count `count` frames that are left out for `reason`."""
+        if count:
+            self.skipped[reason] = self.skipped.get(reason, 0) + int(count)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for a metadata file."""
+        return {"skipped": self.skipped, "isolated_atoms": self.isolated_atoms, "level_of_theory": self.level_of_theory}
+
+
+def hill_formula(atomic_numbers: np.ndarray) -> str:
+    """Hill formula of a molecule, such as ``C2H6O``."""
+    return Formula(Symbols(np.asarray(atomic_numbers, dtype=int)).get_chemical_formula(mode="hill")).format("hill")
+
+
+def keep_finite(block: FrameBlock, report: ReadReport) -> FrameBlock | None:
+    """Drop frames with a NaN or infinite coordinate, energy or force, and count them.
+
+    ANI-1x marks properties that were not computed for a conformation with NaN.
+    """
+    good = np.isfinite(block.coordinates).all((1, 2)) & np.isfinite(block.energies)
+    report.skip("energy or coordinates not finite", (~good).sum())
+    if block.forces is not None:
+        finite_forces = np.isfinite(block.forces).all((1, 2))
+        report.skip("forces not finite", (good & ~finite_forces).sum())
+        good &= finite_forces
+    if good.all():
+        return block
+    if not good.any():
+        return None
+    forces = None if block.forces is None else block.forces[good]
+    return FrameBlock(block.formula, block.atomic_numbers, block.coordinates[good], block.energies[good], forces)

@@ -1,0 +1,322 @@
+"""The packed data set: flat arrays on disk, memory-mapped, one directory.
+
+::
+
+    metadata.json        units, self-energies, statistics, sources, formulas, splits
+    numbers.bin          (total_atoms,) uint8
+    coordinates.bin      (total_atoms, 3) float32, Angstrom
+    forces.bin           (total_atoms, 3) float32, eV/Angstrom; absent for energies alone
+    energies.bin         (n_frames,) float64 total energies, eV
+    offsets.bin          (n_frames + 1,) int64, first atom of each frame
+    formula_index.bin    (n_frames,) int32 into metadata["formulas"]
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from ase.data import atomic_numbers as NUMBER_OF_SYMBOL
+from ase.data import chemical_symbols
+
+from training.data.frames import DataError, FrameBlock
+from training.data.self_energy import SelfEnergyFit, check_residual, require_all_elements
+
+FORMAT_VERSION = 1
+SPLITS = ("train", "validation", "test")
+
+_ARRAYS: dict[str, tuple[type, tuple[int, ...]]] = {
+    "numbers": (np.uint8, ()),
+    "coordinates": (np.float32, (3,)),
+    "forces": (np.float32, (3,)),
+    "energies": (np.float64, ()),
+    "offsets": (np.int64, ()),
+    "formula_index": (np.int32, ()),
+}
+
+
+def split_of(formula: str, fractions: dict[str, float], seed: int) -> str:
+    """Assign a formula to a split by its hash: stable whatever else is in the data.
+
+    Parameters
+    ----------
+    formula : str
+        Hill formula; all frames of a formula share a split, so no molecule is both trained on and tested.
+    fractions : dict
+        ``validation`` and ``test`` fractions of the formulas; the rest is ``train``.
+    seed : int
+        Another seed gives another assignment.
+    """
+    digest = hashlib.sha256(f"{seed}:{formula}".encode()).digest()
+    x = int.from_bytes(digest[:8], "big") / 2**64
+    if x < fractions.get("test", 0.0):
+        return "test"
+    return "validation" if x < fractions.get("test", 0.0) + fractions.get("validation", 0.0) else "train"
+
+
+def _statistics(count: int, total: float, total_square: float) -> dict[str, float]:
+    mean = total / count
+    return {"mean": mean, "std": float(np.sqrt(max(total_square / count - mean * mean, 0.0)))}
+
+
+class PackedWriter:
+    """Write frame blocks as they stream by; memory stays bounded by one block.
+
+    Parameters
+    ----------
+    directory : Path
+        Where the data set will be. It must not exist; it appears only once it is complete.
+    with_forces : bool
+        Whether every block has forces.
+
+    Raises
+    ------
+    FileExistsError
+        If `directory` exists.
+    """
+
+    def __init__(self, directory: Path, with_forces: bool) -> None:
+        if directory.exists():
+            raise FileExistsError(f"{directory} exists already; choose another output directory or remove it")
+        self.directory = directory
+        self._partial = directory.with_name(directory.name + ".partial")
+        if self._partial.exists():
+            shutil.rmtree(self._partial)
+        self._partial.mkdir(parents=True)
+        self.with_forces = with_forces
+        names = [n for n in _ARRAYS if n != "forces" or with_forces]
+        self._files: dict[str, BinaryIO] = {n: open(self._partial / f"{n}.bin", "wb") for n in names}  # noqa: SIM115
+        self._formulas: dict[str, int] = {}
+        self._frames_of: list[int] = []
+        self._fit = SelfEnergyFit()
+        self._n_frames = 0
+        self._n_atoms = 0
+        self._force_square = 0.0
+        self._hash = hashlib.sha256()
+        self._put("offsets", np.zeros(1, dtype=np.int64))
+
+    def _put(self, name: str, array: np.ndarray) -> None:
+        dtype, _ = _ARRAYS[name]
+        data = np.ascontiguousarray(array, dtype=dtype).tobytes()
+        self._files[name].write(data)
+        if name != "offsets":
+            self._hash.update(data)
+
+    def add(self, block: FrameBlock) -> None:
+        """Append the frames of `block`."""
+        n_frames, n_atoms = block.coordinates.shape[:2]
+        index = self._formulas.setdefault(block.formula, len(self._formulas))
+        if index == len(self._frames_of):
+            self._frames_of.append(0)
+        self._frames_of[index] += n_frames
+        self._put("numbers", np.tile(block.atomic_numbers, n_frames))
+        self._put("coordinates", block.coordinates)
+        self._put("energies", block.energies)
+        self._put("formula_index", np.full(n_frames, index))
+        self._put("offsets", self._n_atoms + n_atoms * np.arange(1, n_frames + 1))
+        if self.with_forces:
+            assert block.forces is not None
+            self._put("forces", block.forces)
+            self._force_square += float(np.square(block.forces, dtype=np.float64).sum())
+        self._fit.add(block.atomic_numbers, block.energies)
+        self._n_frames += n_frames
+        self._n_atoms += n_frames * n_atoms
+
+    @property
+    def n_frames(self) -> int:
+        """Frames written so far."""
+        return self._n_frames
+
+    def close(
+        self, self_energies: dict[int, float] | None, origin: str, fractions: dict[str, float], seed: int, extra: dict[str, Any]
+    ) -> "PackedDataset":
+        """Subtract self-energies in the statistics, assign splits and make the directory appear.
+
+        Parameters
+        ----------
+        self_energies : dict or None
+            Atomic number to eV; None for a least-squares fit to these data.
+        origin : str
+            How the self-energies were come by: ``least squares``, ``table`` or ``isolated atoms``.
+        fractions, seed
+            See `split_of`.
+        extra : dict
+            Further metadata (sources, what was skipped).
+
+        Returns
+        -------
+        PackedDataset
+            The finished data set.
+
+        Raises
+        ------
+        DataError
+            If nothing was written, an element has no self-energy or the residual is absurd. The partial data are removed.
+        """
+        for file in self._files.values():
+            file.close()
+        try:
+            if self._n_frames == 0:
+                raise DataError("no usable frame in the input; every one was skipped or the files are empty")
+            table = self._fit.solve() if self_energies is None else self_energies
+            require_all_elements(table, self._fit.elements, origin)
+            statistics = self._energy_statistics(table)
+            residual = statistics["residual_per_atom"]
+            check_residual(residual["mean"], residual["std"], origin)
+            if self.with_forces:
+                statistics["force_rms"] = float(np.sqrt(self._force_square / (3 * self._n_atoms)))
+            formulas = {f: split_of(f, fractions, seed) for f in self._formulas}
+            metadata = {
+                "format_version": FORMAT_VERSION,
+                "units": {"length": "Angstrom", "energy": "eV", "force": "eV/Angstrom"},
+                "n_frames": self._n_frames,
+                "n_atoms": self._n_atoms,
+                "elements": [chemical_symbols[z] for z in self._fit.elements],
+                "self_energies": {chemical_symbols[z]: table[z] for z in self._fit.elements},
+                "self_energies_origin": origin,
+                "statistics": statistics,
+                "with_forces": self.with_forces,
+                "formulas": list(formulas),
+                "splits": formulas,
+                "split_fractions": fractions,
+                "split_seed": seed,
+                "split_frames": {s: sum(n for n, f in zip(self._frames_of, formulas, strict=True) if formulas[f] == s) for s in SPLITS},
+                "sha256": self._hash.hexdigest(),
+                **extra,
+            }
+            (self._partial / "metadata.json").write_text(json.dumps(metadata, indent=1) + "\n")
+            self._partial.rename(self.directory)
+        except BaseException:
+            self.discard()
+            raise
+        return PackedDataset(self.directory)
+
+    def _energy_statistics(self, table: dict[int, float]) -> dict[str, Any]:
+        """Mean and standard deviation of energies with and without self-energies (the thesis' Table 3.1), eV."""
+        per_element = np.zeros(256)
+        for z, e in table.items():
+            per_element[z] = e
+        numbers = np.memmap(self._partial / "numbers.bin", dtype=np.uint8, mode="r")
+        energies = np.memmap(self._partial / "energies.bin", dtype=np.float64, mode="r")
+        offsets = np.fromfile(self._partial / "offsets.bin", dtype=np.int64)
+        sums = {name: np.zeros(2) for name in ("total", "residual", "residual_per_atom", "residual_per_sqrt_atom")}
+        chunk = 100_000
+        for start in range(0, self._n_frames, chunk):
+            stop = min(start + chunk, self._n_frames)
+            first = offsets[start:stop] - offsets[start]
+            references = np.add.reduceat(per_element[numbers[offsets[start] : offsets[stop]]], first)
+            n = np.diff(offsets[start : stop + 1])
+            residual = energies[start:stop] - references
+            for name, values in (
+                ("total", energies[start:stop]),
+                ("residual", residual),
+                ("residual_per_atom", residual / n),
+                ("residual_per_sqrt_atom", residual / np.sqrt(n)),
+            ):
+                sums[name] += values.sum(), np.square(values).sum()
+        out: dict[str, Any] = {name: _statistics(self._n_frames, *s) for name, s in sums.items()}
+        out["residual_per_sqrt_atom"]["rms"] = float(np.sqrt(sums["residual_per_sqrt_atom"][1] / self._n_frames))
+        return out
+
+    def discard(self) -> None:
+        """Remove what was written so far."""
+        for file in self._files.values():
+            file.close()
+        shutil.rmtree(self._partial, ignore_errors=True)
+
+
+class PackedDataset:
+    """A finished packed data set, memory-mapped.
+
+    Parameters
+    ----------
+    directory : Path
+        What `PackedWriter.close` made.
+
+    Attributes
+    ----------
+    metadata : dict
+        Contents of ``metadata.json``.
+    offsets, numbers, coordinates, energies, forces, formula_index : ndarray
+        The arrays of the module's docstring; `forces` is None without forces.
+
+    Raises
+    ------
+    DataError
+        If a file is missing, has the wrong size, or is of another format version.
+    """
+
+    def __init__(self, directory: Path | str) -> None:
+        self.directory = Path(directory)
+        try:
+            self.metadata: dict[str, Any] = json.loads((self.directory / "metadata.json").read_text())
+        except FileNotFoundError:
+            raise DataError(f"{self.directory} is not a packed data set (no metadata.json); make one with 'python -m training prepare'") from None
+        except json.JSONDecodeError as error:
+            raise DataError(f"{self.directory}/metadata.json is damaged ({error}); prepare the data again") from None
+        version = self.metadata.get("format_version")
+        if version != FORMAT_VERSION:
+            raise DataError(f"{self.directory}: packed format {version}, expected {FORMAT_VERSION}; prepare the data again")
+        n_frames, n_atoms = self.metadata["n_frames"], self.metadata["n_atoms"]
+        self.offsets = self._map("offsets", n_frames + 1)
+        self.numbers = self._map("numbers", n_atoms)
+        self.coordinates = self._map("coordinates", n_atoms)
+        self.energies = self._map("energies", n_frames)
+        self.formula_index = self._map("formula_index", n_frames)
+        self.forces = self._map("forces", n_atoms) if self.metadata["with_forces"] else None
+
+    def _map(self, name: str, length: int) -> np.ndarray:
+        dtype, shape = _ARRAYS[name]
+        path = self.directory / f"{name}.bin"
+        expected = length * int(np.prod(shape, dtype=int)) * np.dtype(dtype).itemsize
+        size = path.stat().st_size if path.exists() else -1
+        if size != expected:
+            raise DataError(f"{path}: {size} bytes, expected {expected}; the data set is damaged: prepare it again")
+        return np.memmap(path, dtype=dtype, mode="r", shape=(length, *shape))
+
+    def __len__(self) -> int:
+        return int(self.metadata["n_frames"])
+
+    def indices(self, split: str) -> np.ndarray:
+        """Frames of one split (``train``, ``validation``, ``test``) or of ``all``."""
+        if split == "all":
+            return np.arange(len(self))
+        if split not in SPLITS:
+            raise DataError(f"split must be one of {', '.join(SPLITS)} or all, got {split!r}")
+        chosen = np.array([self.metadata["splits"][f] == split for f in self.metadata["formulas"]])
+        return np.flatnonzero(chosen[self.formula_index])
+
+    def formula(self, frame: int) -> str:
+        """Formula of one frame."""
+        return str(self.metadata["formulas"][self.formula_index[frame]])
+
+    def self_energies(self) -> np.ndarray:
+        """Self-energy in eV at each atomic number, ``(256,)`` float64."""
+        table = np.zeros(256)
+        for symbol, energy in self.metadata["self_energies"].items():
+            table[NUMBER_OF_SYMBOL[symbol]] = energy
+        return table
+
+
+def write_packed(
+    blocks: Iterable[FrameBlock],
+    directory: Path,
+    with_forces: bool,
+    self_energies: dict[int, float] | None = None,
+    origin: str = "least squares",
+    fractions: dict[str, float] | None = None,
+    seed: int = 0,
+    extra: dict[str, Any] | None = None,
+) -> PackedDataset:
+    """Write all `blocks` and close; parameters as in `PackedWriter` and `PackedWriter.close`."""
+    writer = PackedWriter(directory, with_forces)
+    try:
+        for block in blocks:
+            writer.add(block)
+    except BaseException:
+        writer.discard()
+        raise
+    return writer.close(self_energies, origin, fractions or {}, seed, extra or {})

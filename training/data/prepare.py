@@ -1,0 +1,148 @@
+"""`prepare`: files of quantum chemistry in, one packed data set out."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ase.data import atomic_numbers as NUMBER_OF_SYMBOL
+from ase.data import chemical_symbols
+
+from training.data.extxyz import read_extxyz
+from training.data.frames import DataError, FrameBlock, ReadReport
+from training.data.hdf5 import detect_layout, read_ani1, read_ani1x
+from training.data.packed import PackedDataset, PackedWriter
+from training.units import energy_factor
+
+LAYOUTS = ("auto", "ani1x", "ani1", "extxyz")
+
+
+def open_blocks(
+    path: Path,
+    report: ReadReport,
+    layout: str = "auto",
+    energy_key: str | None = None,
+    force_key: str | None = None,
+    energy_unit: str | None = None,
+    force_unit: str | None = None,
+    energies_only: bool = False,
+) -> Iterator[FrameBlock]:
+    """Stream any supported data file; keys and units default to those of its layout.
+
+    Raises
+    ------
+    DataError
+        As the readers, and if forces are asked of the ANI-1 layout, which has none.
+    """
+    if layout not in LAYOUTS:
+        raise DataError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    kind = detect_layout(path) if layout == "auto" else layout
+    if kind == "ani1":
+        if force_key is not None:
+            raise DataError(f"{path}: the ANI-1 layout has no forces; ask for energies alone")
+        return read_ani1(path, report, energy_unit or "Hartree")
+    chosen: dict[str, Any] = {"energy_key": energy_key, "force_key": force_key, "energy_unit": energy_unit, "force_unit": force_unit}
+    options = {k: v for k, v in chosen.items() if v is not None}
+    if energies_only:
+        options["force_key"] = None
+    return (read_ani1x if kind == "ani1x" else read_extxyz)(path, report, **options)
+
+
+def read_self_energy_table(path: Path) -> dict[int, float]:
+    """Read ``{"unit": "Hartree", "H": -0.6, ...}`` from a JSON file into atomic number to eV.
+
+    Raises
+    ------
+    DataError
+        If the file is no such table.
+    """
+    try:
+        table = json.loads(path.read_text())
+        factor = energy_factor(table.pop("unit"))
+        return {NUMBER_OF_SYMBOL[symbol]: float(value) * factor for symbol, value in table.items()}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise DataError(f'{path}: expected a JSON table such as {{"unit": "Hartree", "H": -0.60, "C": -38.08}}; got an error: {error!r}') from None
+
+
+def prepare(
+    inputs: list[Path],
+    output: Path,
+    layout: str = "auto",
+    energy_key: str | None = None,
+    force_key: str | None = None,
+    energy_unit: str | None = None,
+    force_unit: str | None = None,
+    energies_only: bool = False,
+    self_energies: str = "auto",
+    validation: float = 0.05,
+    test: float = 0.0,
+    seed: int = 0,
+    progress: Callable[[str, int], None] | None = None,
+) -> PackedDataset:
+    """Pack data files for training.
+
+    Parameters
+    ----------
+    inputs : list of Path
+        HDF5 or extended XYZ files; all are packed together.
+    output : Path
+        Directory to make.
+    layout, energy_key, force_key, energy_unit, force_unit, energies_only
+        See `open_blocks`. The ANI-1 layout implies energies alone.
+    self_energies : str
+        ``auto`` (isolated-atom frames if there are any, else least squares), ``least-squares``, ``isolated-atoms`` or the path of
+        a JSON table.
+    validation, test : float
+        Fractions of the formulas that are held out.
+    seed : int
+        Seed of the split.
+    progress : callable, optional
+        Called with the file's name and the number of frames written so far.
+
+    Returns
+    -------
+    PackedDataset
+        The finished data set.
+
+    Raises
+    ------
+    DataError
+        For bad input of any kind; nothing is left behind.
+    FileExistsError
+        If `output` exists.
+    """
+    if not inputs:
+        raise DataError("no input file given")
+    if min(validation, test) < 0 or validation + test >= 1:
+        raise DataError(f"validation ({validation}) and test ({test}) must be fractions that leave something to train on")
+    kinds = {(detect_layout(p) if layout == "auto" else layout) for p in inputs if p.is_file()}
+    with_forces = not energies_only and "ani1" not in kinds
+    report = ReadReport()
+    writer = PackedWriter(output, with_forces)
+    try:
+        for path in inputs:
+            for block in open_blocks(path, report, layout, energy_key, force_key, energy_unit, force_unit, not with_forces):
+                writer.add(block)
+                if progress is not None:
+                    progress(path.name, writer.n_frames)
+    except BaseException:
+        writer.discard()
+        raise
+    table: dict[int, float] | None = None
+    origin = "least squares"
+    if self_energies == "isolated-atoms" or (self_energies == "auto" and report.isolated_atoms):
+        table, origin = report.isolated_atoms, "isolated atoms"
+        if not table:
+            writer.discard()
+            raise DataError("no isolated-atom frame in the input; add the file that holds them, or use least squares or a table")
+    elif self_energies not in ("auto", "least-squares"):
+        try:
+            table, origin = read_self_energy_table(Path(self_energies)), "table"
+        except DataError:
+            writer.discard()
+            raise
+    extra = {"sources": [p.name for p in inputs], **report.as_dict()}
+    extra["isolated_atoms"] = {chemical_symbols[z]: e for z, e in report.isolated_atoms.items()}
+    return writer.close(table, origin, {"validation": validation, "test": test}, seed, extra)

@@ -1,0 +1,71 @@
+"""Reference energies per element: fitted, given, or those of isolated atoms; subtracted in float64."""
+
+import numpy as np
+from ase.data import chemical_symbols
+
+from training.data.frames import DataError
+
+#: A chemical residual is a few eV per atom at most (binding against free atoms: about -2 to -7; a fit: a few tenths).
+MAX_MEAN_PER_ATOM = 15.0
+MAX_STD_PER_ATOM = 2.5
+
+
+class SelfEnergyFit:
+    """Streaming least squares E ~ sum_z n_z e_z through the normal equations, in float64."""
+
+    def __init__(self) -> None:
+        self._normal = np.zeros((119, 119))
+        self._right = np.zeros(119)
+
+    def add(self, atomic_numbers: np.ndarray, energies: np.ndarray) -> None:
+        """Add frames of one molecule: ``(n_atoms,)`` and ``(n_frames,)`` eV."""
+        counts = np.bincount(atomic_numbers, minlength=119).astype(float)
+        self._normal += np.outer(counts, counts) * len(energies)
+        self._right += counts * energies.sum()
+
+    @property
+    def elements(self) -> list[int]:
+        """Atomic numbers met so far."""
+        return [int(z) for z in np.flatnonzero(np.diag(self._normal))]
+
+    def solve(self) -> dict[int, float]:
+        """Self-energies in eV; minimum norm where the compositions do not determine them all."""
+        z = self.elements
+        solution = np.linalg.lstsq(self._normal[np.ix_(z, z)], self._right[z], rcond=1e-12)[0]
+        return dict(zip(z, solution.tolist(), strict=True))
+
+
+def require_all_elements(self_energies: dict[int, float], elements: list[int], origin: str) -> None:
+    """Refuse self-energies that lack an element of the data.
+
+    Raises
+    ------
+    DataError
+        Naming the missing elements and the remedy.
+    """
+    missing = [chemical_symbols[z] for z in elements if z not in self_energies]
+    if missing:
+        raise DataError(f"{origin} lacks self-energies of {', '.join(missing)}; give them in a table, or use least squares")
+
+
+def check_residual(mean_per_atom: float, std_per_atom: float, origin: str) -> None:
+    """Refuse self-energies that leave a residual which no chemistry can.
+
+    Parameters
+    ----------
+    mean_per_atom, std_per_atom : float
+        Mean and standard deviation of (E - sum of self-energies) / n_atoms over the frames, eV.
+    origin : str
+        How the self-energies were come by, for the message.
+
+    Raises
+    ------
+    DataError
+        With the numbers and the usual reasons.
+    """
+    if abs(mean_per_atom) > MAX_MEAN_PER_ATOM or std_per_atom > MAX_STD_PER_ATOM:
+        raise DataError(
+            f"after subtracting self-energies ({origin}) the energies are {mean_per_atom:.2f} +- {std_per_atom:.2f} eV per atom; "
+            f"expected |mean| below {MAX_MEAN_PER_ATOM} and deviation below {MAX_STD_PER_ATOM}. "
+            "Usual reasons: the energy unit is wrong, the self-energies belong to another level of theory, or energies were subtracted already."
+        )

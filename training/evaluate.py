@@ -1,0 +1,241 @@
+"""`evaluate`: a checkpoint or an exported file on any supported data; MAE, RMSE, parity plot, JSON."""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase.data import atomic_numbers as NUMBER_OF_SYMBOL
+from torch import Tensor, nn
+
+from openmm_se3.model_file import load_model
+from training.checkpoint import load_checkpoint
+from training.data.batches import Batch, Collator, SizeSampler
+from training.data.frames import DataError
+from training.data.packed import PackedDataset
+from training.data.prepare import prepare
+from training.loss import ErrorSums, predict
+from training.network.rigid import remove_net_force_and_torque
+from training.units import ANGSTROM_PER_NM, KCAL_PER_MOL_PER_EV, KJ_PER_MOL_PER_EV
+
+
+@dataclass
+class _Evaluator:
+    """One interface to a checkpoint and to an exported file: total energies (eV) and forces of a batch."""
+
+    atomic_numbers: tuple[int, ...]
+    cutoff: float
+    self_energies: dict[str, float]
+    run: Callable[[Batch, bool], tuple[Tensor, Tensor, Tensor | None]]
+    name: str
+    description: dict[str, Any] = field(default_factory=dict)
+
+
+def _each_molecule(batch: Batch) -> Iterator[slice]:
+    start = 0
+    for n in batch.n_atoms_of.tolist():
+        yield slice(start, start + n)
+        start += n
+
+
+def _checkpoint_evaluator(path: Path) -> _Evaluator:
+    loaded = load_checkpoint(path)
+    network: nn.Module = loaded.network
+
+    def run(batch: Batch, conservative: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        with torch.no_grad():
+            energies, direct, gradient = predict(network, batch, conservative, create_graph=False)
+            pieces = [remove_net_force_and_torque(direct[s], batch.positions[s], True) for s in _each_molecule(batch)]
+        return energies, torch.cat(pieces), gradient
+
+    numbers = tuple(NUMBER_OF_SYMBOL[s] for s in loaded.config.network.elements)
+    description = {"checkpoint": path.name, "steps": loaded.step}
+    return _Evaluator(numbers, loaded.config.network.cutoff, loaded.data["self_energies"], run, path.stem, description)
+
+
+def _exported_evaluator(path: str) -> _Evaluator:
+    model = load_model(path)
+    metadata = model.metadata
+    numbers = tuple(NUMBER_OF_SYMBOL[s] for s in metadata.elements)
+    of_species = torch.tensor(numbers)
+
+    def run(batch: Batch, conservative: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        energies, direct, gradient = [], [], []
+        for s in _each_molecule(batch):
+            x = batch.positions[s].to(torch.float64) / ANGSTROM_PER_NM
+            z = of_species[batch.species[s]]
+            e, f = model(x, z, None)
+            energies.append(e / KJ_PER_MOL_PER_EV)
+            direct.append(f / KJ_PER_MOL_PER_EV / ANGSTROM_PER_NM)
+            if conservative:
+                leaf = x.clone().requires_grad_(True)
+                (g,) = torch.autograd.grad([model.energy(leaf, z, None)], [leaf])
+                gradient.append(-g / KJ_PER_MOL_PER_EV / ANGSTROM_PER_NM)
+        return torch.stack(energies), torch.cat(direct), torch.cat(gradient) if conservative else None
+
+    self_energies = {s: e / KJ_PER_MOL_PER_EV for s, e in metadata.self_energies.items()}
+    return _Evaluator(numbers, metadata.cutoff_nm * ANGSTROM_PER_NM, self_energies, run, metadata.name, {"model": metadata.name})
+
+
+def _open_model(model: str) -> _Evaluator:
+    path = Path(model)
+    return _checkpoint_evaluator(path) if path.suffix == ".ckpt" else _exported_evaluator(model)
+
+
+def evaluate(
+    model: str,
+    data: Path,
+    split: str = "all",
+    output: Path | None = None,
+    conservative: bool = True,
+    align_energies: bool = False,
+    max_frames: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    **reading: Any,
+) -> dict[str, Any]:
+    """Errors of a model on labelled data.
+
+    Parameters
+    ----------
+    model : str
+        A checkpoint (``.ckpt``), an exported file or the name of a released model.
+    data : Path
+        A packed data set, or any file that `prepare` reads.
+    split : str
+        ``all``, or ``train``, ``validation`` or ``test`` of a packed data set.
+    output : Path, optional
+        Directory for ``metrics.json`` and ``parity.png``; it must not hold a ``metrics.json``.
+    conservative : bool
+        Also differentiate the energy.
+    align_energies : bool
+        Compare energies after removing, per element, what best maps one reference to the other: for labels of another
+        level of theory or with other self-energies. The metrics say so.
+    max_frames : int, optional
+        Evaluate that many frames, evenly spaced.
+    progress : callable, optional
+        Called with the frames done and all frames.
+    **reading
+        Keys and units for files that are not packed, as in `training.data.prepare.open_blocks`.
+
+    Returns
+    -------
+    dict
+        Errors in kcal/mol and kcal/mol/Angstrom, and in meV; counts; what was evaluated on what.
+
+    Raises
+    ------
+    DataError, CheckpointError, ModelFileError
+        For data and models that cannot be used.
+    FileExistsError
+        If `output` holds metrics already.
+    """
+    if output is not None and (output / "metrics.json").exists():
+        raise FileExistsError(f"{output} holds metrics already; choose another output directory")
+    evaluator = _open_model(model)
+    with tempfile.TemporaryDirectory() as scratch:
+        if data.is_dir():
+            dataset = PackedDataset(data)
+        else:
+            if split != "all":
+                raise DataError(f"{data} is not a packed data set and has no split {split!r}; evaluate all of it")
+            dataset = prepare([data], Path(scratch) / "packed", validation=0.0, **reading)
+        return _evaluate_packed(evaluator, dataset, data, split, output, conservative, align_energies, max_frames, progress)
+
+
+def _evaluate_packed(
+    evaluator: _Evaluator,
+    dataset: PackedDataset,
+    data: Path,
+    split: str,
+    output: Path | None,
+    conservative: bool,
+    align_energies: bool,
+    max_frames: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, Any]:
+    frames = dataset.indices(split)
+    if max_frames is not None and len(frames) > max_frames:
+        frames = frames[np.linspace(0, len(frames) - 1, max_frames).astype(int)]
+    if len(frames) == 0:
+        raise DataError(f"{data}: no frame in split {split!r}")
+    collate = Collator(dataset, evaluator.atomic_numbers, evaluator.cutoff)
+    # Labels and model may have been given different self-energies: compare total energies, in float64.
+    collate.self_energies = np.zeros(256)
+    for symbol, energy in evaluator.self_energies.items():
+        collate.self_energies[NUMBER_OF_SYMBOL[symbol]] = energy
+    with_forces = dataset.forces is not None
+    sampler = SizeSampler(frames, np.diff(dataset.offsets)[frames], 100, 25_000, 0)
+    errors = ErrorSums()
+    labels: list[np.ndarray] = []
+    predictions: list[np.ndarray] = []
+    compositions: list[np.ndarray] = []
+    force_pairs: list[np.ndarray] = []
+    done = 0
+    for indices in sampler.epoch(0, shuffle=False):
+        batch = collate(indices)
+        energies, direct, gradient = evaluator.run(batch, conservative and with_forces)
+        labels.append(batch.energies.numpy())
+        predictions.append(energies.detach().numpy())
+        counts = torch.zeros(len(indices), len(evaluator.atomic_numbers), dtype=torch.float64)
+        compositions.append(counts.index_put((batch.molecule, batch.species), torch.ones(1, dtype=torch.float64), accumulate=True).numpy())
+        if batch.forces is not None:
+            errors.add("force", direct - batch.forces)
+            if gradient is not None:
+                errors.add("conservative_force", gradient - batch.forces)
+                errors.add("direct_minus_conservative_force", direct - gradient)
+            force_pairs.append(np.stack([batch.forces.numpy().ravel(), direct.detach().numpy().ravel()]))
+        done += len(indices)
+        if progress is not None:
+            progress(done, len(frames))
+    label, prediction, composition = np.concatenate(labels), np.concatenate(predictions), np.concatenate(compositions)
+    n_atoms = composition.sum(1)
+    difference = prediction - label
+    if align_energies:
+        difference = difference - composition @ np.linalg.lstsq(composition, difference, rcond=None)[0]
+    errors.add("energy", torch.from_numpy(difference))
+    errors.add("energy_per_atom", torch.from_numpy(difference / n_atoms))
+    metrics: dict[str, Any] = {
+        **evaluator.description,
+        "data": data.name,
+        "data_sha256": dataset.metadata["sha256"],
+        "split": split,
+        "n_frames": len(frames),
+        "n_formulas": len({dataset.formula(f) for f in frames}),
+        "energies_aligned": align_energies,
+    }
+    for name, value in errors.result().items():
+        unit = "per_mol" if "energy" in name else "per_mol_per_angstrom"
+        metrics[f"{name}_kcal_{unit}"] = value * KCAL_PER_MOL_PER_EV
+        metrics[f"{name}_mev" + ("" if "energy" in name else "_per_angstrom")] = value * 1e3
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+        pairs = np.concatenate(force_pairs, axis=1) if force_pairs else None
+        plot_parity(label, label + difference, pairs, output / "parity.png")
+    return metrics
+
+
+def plot_parity(labels: np.ndarray, predictions: np.ndarray, forces: np.ndarray | None, picture: Path) -> None:
+    """Draw predicted against labelled energies and force components, with RMSE in the title; eV in, kcal/mol out."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = [("energy relative to self-energies (kcal/mol)", labels, predictions)]
+    if forces is not None:
+        panels.append(("force component (kcal/mol/Å)", forces[0], forces[1]))
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(5.5 * len(panels), 5), constrained_layout=True, squeeze=False)
+    for axis, (title, x, y) in zip(axes[0], panels, strict=True):
+        x, y = x * KCAL_PER_MOL_PER_EV, y * KCAL_PER_MOL_PER_EV
+        rmse = float(np.sqrt(np.mean(np.square(x - y))))
+        axis.hexbin(x, y, gridsize=150, bins="log", mincnt=1, cmap="viridis")
+        ends = [min(x.min(), y.min()), max(x.max(), y.max())]
+        axis.plot(ends, ends, color="black", lw=0.7)
+        axis.set(xlabel=f"label: {title}", ylabel="model", title=f"RMSE {rmse:.2f}", aspect="equal")
+    figure.savefig(picture, dpi=130)
+    pyplot.close(figure)

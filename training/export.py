@@ -1,0 +1,159 @@
+"""`export`: a checkpoint in, one TorchScript file that keeps the contract out."""
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.build import molecule
+from ase.data import atomic_numbers as NUMBER_OF_SYMBOL
+
+import openmm_se3
+from openmm_se3.model_file import (
+    CHECKSUM_FILE,
+    FORMAT_VERSION,
+    METADATA_FILE,
+    GoldenStructure,
+    ModelMetadata,
+    metadata_to_json,
+    text_sha256,
+    weights_sha256,
+)
+from openmm_se3.validation import Check, validate_model
+from training.checkpoint import load_checkpoint
+from training.exported import ExportedModel
+from training.units import ANGSTROM_PER_NM, KJ_PER_MOL_PER_EV
+
+CITATION = "B. E. Hedelius, Learning inter-atomic forces with an SE(3)-Transformer, Brigham Young University (2021)"
+PARITY_LIMIT = 1e-9  # relative difference of scripted and eager module in float64
+
+
+class ExportError(RuntimeError):
+    """The exported file does not keep the contract; the message lists what failed."""
+
+
+def _golden_atoms(elements: tuple[str, ...]) -> list[tuple[str, Atoms]]:
+    """Small molecules of ASE's G2 set that the model's elements can build; single atoms in a row if there are none."""
+    names = ("H2O", "CH3CH2OH", "CH3CONH2", "NH3", "CH4", "N2", "O2", "H2")
+    usable = [(n, molecule(n)) for n in names if set(molecule(n).get_chemical_symbols()) <= set(elements)]
+    if not usable:
+        usable = [("row of atoms", Atoms(list(elements) * 2, positions=[(1.5 * i, 0.1 * i * i, 0.0) for i in range(2 * len(elements))]))]
+    return usable[:4]
+
+
+def golden_structures(model: ExportedModel, elements: tuple[str, ...]) -> list[GoldenStructure]:
+    """Energies and forces of a few distorted molecules in float64, one of them in a triclinic box."""
+    rng = np.random.default_rng(0)
+    out = []
+    cutoff = model.cutoff_nm
+    triclinic = [[2.2 * cutoff, 0.0, 0.0], [0.3 * cutoff, 2.3 * cutoff, 0.0], [-0.4 * cutoff, 0.5 * cutoff, 2.4 * cutoff]]
+    cases: list[tuple[str, Atoms, list[list[float]] | None]] = [(name, atoms, None) for name, atoms in _golden_atoms(elements)]
+    cases.append((f"{cases[0][0]} in a triclinic box", cases[0][1], triclinic))
+    for name, atoms, box in cases:
+        x = np.round((atoms.positions + rng.normal(scale=0.05, size=(len(atoms), 3))) / ANGSTROM_PER_NM, 6)
+        energy, forces = model(torch.tensor(x), torch.tensor(atoms.numbers), None if box is None else torch.tensor(box, dtype=torch.float64))
+        out.append(GoldenStructure(name, atoms.numbers.tolist(), x.tolist(), box, float(energy), forces.tolist()))
+    return out
+
+
+def _code_version() -> str:
+    """Package version and, in a checkout, its commit."""
+    root = Path(__file__).parent
+    try:
+        found = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        found = "unknown"
+    return f"openmm-se3 {openmm_se3.__version__}, commit {found}"
+
+
+def export(
+    checkpoint: Path,
+    output: Path,
+    level_of_theory: str | None = None,
+    licence: str = "unspecified",
+    citation: str = CITATION,
+    metrics: dict[str, Any] | None = None,
+    overwrite: bool = False,
+) -> list[Check]:
+    """Write a model file and validate it with the code that users run.
+
+    Parameters
+    ----------
+    checkpoint : Path
+        Of `fit`; its averaged weights are exported.
+    output : Path
+        File to write; its stem is the model's name.
+    level_of_theory : str, optional
+        Origin of the labels; by default what the training data say.
+    licence, citation : str
+        Terms of use of the weights, and what to cite.
+    metrics : dict, optional
+        Errors on held-out data to carry in the file.
+    overwrite : bool
+        Whether an existing file may be replaced.
+
+    Returns
+    -------
+    list of Check
+        All checks of `validate_model`, all passed.
+
+    Raises
+    ------
+    FileExistsError
+        If `output` exists and `overwrite` is False.
+    ExportError
+        If the scripted module differs from the eager one, or a check fails; `output` is then not written.
+    """
+    if output.exists() and not overwrite:
+        raise FileExistsError(f"{output} exists already; choose another name, or allow overwriting with --overwrite")
+    loaded = load_checkpoint(checkpoint)
+    elements = loaded.config.network.elements
+    model = ExportedModel(loaded.network, tuple(NUMBER_OF_SYMBOL[s] for s in elements)).eval()
+    scripted = torch.jit.script(model)
+    model.to(torch.float64)
+    scripted.to(torch.float64)
+    golden = golden_structures(model, elements)
+    for g in golden:
+        box = None if g.box_vectors_nm is None else torch.tensor(g.box_vectors_nm, dtype=torch.float64)
+        energy, forces = scripted(torch.tensor(g.positions_nm, dtype=torch.float64), torch.tensor(g.atomic_numbers), box)
+        expected = torch.tensor(g.forces, dtype=torch.float64)
+        difference = max(abs(float(energy) - g.energy) / max(abs(g.energy), 1.0), float((forces - expected).abs().max() / expected.abs().max()))
+        if not difference <= PARITY_LIMIT:
+            raise ExportError(f"scripted and eager module differ by {difference:.2e} on {g.name}, more than {PARITY_LIMIT:.0e}")
+    scripted.to(torch.float32)
+    data = loaded.data
+    metadata = ModelMetadata(
+        format_version=FORMAT_VERSION,
+        name=output.stem,
+        elements=list(elements),
+        cutoff_nm=loaded.config.network.cutoff / ANGSTROM_PER_NM,
+        n_layers=loaded.config.network.num_layers,
+        n_parameters=sum(p.numel() for p in loaded.network.parameters()),
+        units={"positions": "nm", "energy": "kJ/mol", "forces": "kJ/mol/nm"},
+        self_energies={s: e * KJ_PER_MOL_PER_EV for s, e in data["self_energies"].items()},
+        level_of_theory=level_of_theory or data["level_of_theory"] or "unspecified",
+        weights_sha256=weights_sha256(scripted.state_dict()),
+        training_data={k: data[k] for k in ("sources", "sha256", "split_seed", "split_fractions", "self_energies_origin")} | {"steps": loaded.step},
+        licence=licence,
+        citation=citation,
+        code_version=_code_version(),
+        torch_version=torch.__version__,
+        golden=golden,
+        metrics=metrics or {},
+    )
+    text = metadata_to_json(metadata)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name("partial-" + output.name)
+    try:
+        torch.jit.save(scripted, str(partial), _extra_files={METADATA_FILE: text, CHECKSUM_FILE: text_sha256(text)})
+        checks = validate_model(partial)
+        failed = [f"{c.name}: {c.value:.2e} exceeds {c.limit:.0e}" for c in checks if not c.passed]
+        if failed:
+            raise ExportError("the exported model does not keep the contract: " + "; ".join(failed))
+        os.replace(partial, output)
+    finally:
+        partial.unlink(missing_ok=True)
+    return checks

@@ -1,0 +1,106 @@
+"""The loss of equation 3.2 and the errors that are reported."""
+
+import torch
+from torch import Tensor, nn
+
+from training.config import LossConfig
+from training.data.batches import Batch
+
+
+def molecule_energies(atomic_energies: Tensor, batch: Batch) -> Tensor:
+    """Sum energies per atom ``(n_atoms,)`` over each molecule, in float64: ``(n_molecules,)``."""
+    total = torch.zeros(len(batch.n_atoms_of), dtype=torch.float64, device=atomic_energies.device)
+    return total.index_add(0, batch.molecule, atomic_energies.to(torch.float64))
+
+
+def predict(network: nn.Module, batch: Batch, conservative: bool, create_graph: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Energies, direct forces and, on demand, minus the gradient of the energy.
+
+    Parameters
+    ----------
+    network : Module
+        `SE3Transformer`.
+    batch : Batch
+        Molecules.
+    conservative : bool
+        Whether to differentiate the energy.
+    create_graph : bool
+        Whether the gradient will itself be differentiated (training).
+
+    Returns
+    -------
+    tuple
+        ``(n_molecules,)`` eV float64, ``(n_atoms, 3)`` eV/Angstrom, and the same or None.
+    """
+    positions = batch.positions.detach().requires_grad_(conservative)
+    with torch.set_grad_enabled(conservative or torch.is_grad_enabled()):
+        atomic_energies, direct = network(batch.species, batch.displacement(positions), batch.neighbors, batch.mask)
+        energies = molecule_energies(atomic_energies, batch)
+        gradient_forces = None
+        if conservative:
+            (gradient,) = torch.autograd.grad(energies.sum(), positions, create_graph=create_graph, retain_graph=create_graph)
+            gradient_forces = -gradient
+    return energies, direct, gradient_forces
+
+
+class EnergyForceLoss(nn.Module):
+    """w_E <(dE)^2 / (n s_E^2)> + w_F <(dF)^2 / s_F^2>, and the same for the conservative forces.
+
+    Each term is divided by the spread of its labels (s_E of the energy per square root of an atom, s_F of a force component),
+    so that the weights compare pure numbers; errors of independent atoms add up in quadrature, hence the n.
+
+    Parameters
+    ----------
+    config : LossConfig
+        The weights.
+    energy_scale, force_scale : float
+        s_E, eV, and s_F, eV/Angstrom.
+    """
+
+    def __init__(self, config: LossConfig, energy_scale: float, force_scale: float) -> None:
+        super().__init__()
+        self.config = config
+        self.energy_scale, self.force_scale = energy_scale, force_scale
+
+    def per_molecule(self, energies: Tensor, direct: Tensor, conservative: Tensor | None, batch: Batch) -> Tensor:
+        """Every molecule's share, ``(n_molecules,)``; their mean weighs each atom's force alike within the batch."""
+        loss = self.config.energy_weight * ((energies - batch.energies) / self.energy_scale).square() / batch.n_atoms_of
+        if batch.forces is not None:
+            atoms_per_molecule = len(batch.species) / len(batch.n_atoms_of)
+            for weight, forces in ((self.config.force_weight, direct), (self.config.conservative_weight, conservative)):
+                if weight and forces is not None:
+                    per_atom = ((forces - batch.forces) / self.force_scale).square().mean(-1)
+                    loss = loss + weight / atoms_per_molecule * torch.zeros_like(loss).index_add(0, batch.molecule, per_atom.to(loss.dtype))
+        return loss
+
+
+class ErrorSums:
+    """Running sums behind MAE and RMSE of energies (per molecule and per atom) and of force components."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, list[float]] = {}
+
+    def add(self, name: str, errors: Tensor) -> None:
+        """Add `errors` of any shape under `name`."""
+        total = self.sums.setdefault(name, [0.0, 0.0, 0.0])
+        e = errors.detach().to(torch.float64)
+        for i, value in enumerate((e.numel(), e.abs().sum(), e.square().sum())):
+            total[i] += float(value)
+
+    def add_batch(self, energies: Tensor, direct: Tensor, conservative: Tensor | None, batch: Batch) -> None:
+        """Add the errors of one batch."""
+        difference = energies - batch.energies
+        self.add("energy", difference)
+        self.add("energy_per_atom", difference / batch.n_atoms_of)
+        if batch.forces is not None:
+            self.add("force", direct - batch.forces)
+            if conservative is not None:
+                self.add("conservative_force", conservative - batch.forces)
+
+    def result(self) -> dict[str, float]:
+        """``{name}_mae`` and ``{name}_rmse`` in eV and eV/Angstrom."""
+        out = {}
+        for name, (n, absolute, square) in self.sums.items():
+            out[f"{name}_mae"] = absolute / n
+            out[f"{name}_rmse"] = (square / n) ** 0.5
+        return out

@@ -1,0 +1,200 @@
+"""The training step as a LightningModule: one optimizer step, its schedule, weight averaging and its guard."""
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from ase.data import atomic_numbers as NUMBER_OF_SYMBOL
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, IterableDataset
+
+from training.config import FitConfig, OptimizerConfig
+from training.data.batches import Batch, Collator, SizeSampler
+from training.data.frames import DataError
+from training.data.packed import PackedDataset
+from training.force_matching import backward_force_matching
+from training.loss import EnergyForceLoss, ErrorSums, predict
+from training.network import SE3Transformer
+
+
+def learning_rate(step: int, config: OptimizerConfig, max_steps: int) -> float:
+    """Learning rate at an optimizer step: a pure function, so that a resumed run needs no scheduler state.
+
+    ``steps``: multiplied by `drop` at each milestone (Figs. 3.2 and 3.3 of the thesis). ``warmup-cosine``: linear rise, then
+    half a cosine down to `final_fraction`.
+    """
+    if config.schedule == "steps":
+        return config.learning_rate * config.drop ** sum(step >= m for m in config.milestones)
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    x = min((step - config.warmup_steps) / max(max_steps - config.warmup_steps, 1), 1.0)
+    return config.learning_rate * (config.final_fraction + (1 - config.final_fraction) * 0.5 * (1 + math.cos(math.pi * x)))
+
+
+class NonFiniteTraining(RuntimeError):
+    """Too many batches in a row had a loss or gradient that is not finite."""
+
+
+class _BatchStream(IterableDataset):
+    """Endless batches from a given one on; each rank of a distributed run takes its share."""
+
+    def __init__(self, sampler: SizeSampler, collate: Collator, start: int, rank: int, world_size: int) -> None:
+        self.sampler, self.collate, self.start, self.rank, self.world_size = sampler, collate, start, rank, world_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        stream = self.sampler.stream(self.start * self.world_size)
+        return map(self.collate, itertools.islice(stream, self.rank, None, self.world_size))
+
+
+class TrainingModule(lightning.LightningModule):
+    """Trains an `SE3Transformer` on a packed data set.
+
+    Parameters
+    ----------
+    config : FitConfig
+        The run.
+    dataset : PackedDataset
+        The data; statistics of its metadata scale the network's outputs and the loss.
+    """
+
+    MAX_BAD_IN_A_ROW = 20
+
+    def __init__(self, config: FitConfig, dataset: PackedDataset) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.config, self.dataset = config, dataset
+        numbers = tuple(NUMBER_OF_SYMBOL[s] for s in config.network.elements)
+        self.network = SE3Transformer(config.network, numbers)
+        statistics = dataset.metadata["statistics"]
+        energy_scale = statistics["residual_per_sqrt_atom"]["rms"]
+        force_scale = statistics.get("force_rms", 1.0)
+        if dataset.forces is None and config.loss.energy_weight == 0:
+            raise DataError("the data have no forces and loss.energy_weight is zero; there is nothing to learn")
+        self.network.energy_scale.fill_(energy_scale)
+        self.network.force_scale.fill_(force_scale)
+        self.loss = EnergyForceLoss(config.loss, energy_scale, force_scale)
+        self.conservative = config.loss.conservative_weight > 0 and dataset.forces is not None
+        self.ema = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(config.optimizer.ema_decay))
+        self.ema.requires_grad_(False)
+        self.collate = Collator(dataset, numbers, config.network.cutoff)
+        self.batches_seen = 0
+        self.bad_batches: list[dict[str, Any]] = []
+        self._bad_in_a_row = 0
+        self._errors = ErrorSums()
+        compiled = torch.compile(self.network, dynamic=True) if config.run.compile else self.network
+        object.__setattr__(self, "_forward", compiled)  # not a submodule: its weights are those of `network`
+
+    # ---- data
+
+    def _sampler(self, split: str) -> SizeSampler:
+        frames = self.dataset.indices(split)
+        if len(frames) == 0:
+            raise DataError(f"the {split} split is empty; prepare the data with other fractions or another seed")
+        sizes = np.diff(self.dataset.offsets)[frames]
+        run = self.config.run
+        return SizeSampler(frames, sizes, run.batch_molecules, run.batch_edges, run.seed)
+
+    def train_dataloader(self) -> DataLoader:
+        """Endless stream that continues where the checkpoint stood."""
+        stream = _BatchStream(self._sampler("train"), self.collate, self.batches_seen, self.global_rank, self.trainer.world_size)
+        return DataLoader(stream, batch_size=None)
+
+    def val_dataloader(self) -> DataLoader:
+        """All batches of the validation split, smallest molecules first."""
+        batches = self._sampler("validation").epoch(0, shuffle=False)
+        return DataLoader(batches, batch_size=None, collate_fn=self.collate)  # type: ignore[arg-type]
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Move a batch."""
+        return batch.to(device)
+
+    # ---- training
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam, as in the thesis."""
+        return torch.optim.Adam(self.network.parameters(), lr=self.config.optimizer.learning_rate)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One optimizer step, or a counted and reported skip if the loss or the gradient is not finite."""
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, lightning.pytorch.core.optimizer.LightningOptimizer)
+        self.batches_seen += 1
+        rate = learning_rate(self.global_step, self.config.optimizer, self.config.run.max_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad()
+        if self.conservative:
+            per_molecule, energies, direct, conservative = backward_force_matching(self._forward, batch, self.loss)
+            loss = per_molecule.mean()
+        else:
+            energies, direct, conservative = predict(self._forward, batch, False, create_graph=False)
+            per_molecule = self.loss.per_molecule(energies, direct, conservative, batch)
+            loss = per_molecule.mean()
+            self.manual_backward(loss)
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.optimizer.gradient_clip)
+        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+            self._report_bad_batch(batch, per_molecule)
+            return
+        self._bad_in_a_row = 0
+        optimizer.step()
+        self.ema.update_parameters(self.network)
+        with torch.no_grad():
+            errors = ErrorSums()
+            errors.add_batch(energies, direct, conservative, batch)
+        self.latest = {"loss": float(loss.detach()), "gradient_norm": float(norm), "learning_rate": rate, **errors.result()}
+
+    def _report_bad_batch(self, batch: Batch, per_molecule: torch.Tensor) -> None:
+        finite = torch.isfinite(per_molecule)
+        guilty = batch.frames[~finite] if not finite.all() else batch.frames
+        for frame in guilty.tolist():
+            self.bad_batches.append({"batch": self.batches_seen, "frame": frame, "formula": self.dataset.formula(frame)})
+        where = "loss" if not finite.all() else "gradient"
+        names = ", ".join(f"{self.dataset.formula(f)} (frame {f})" for f in guilty[:5].tolist())
+        self.print(f"batch {self.batches_seen}: {where} not finite, step skipped; {len(guilty)} molecules: {names}")
+        self._bad_in_a_row += 1
+        if self._bad_in_a_row >= self.MAX_BAD_IN_A_ROW:
+            raise NonFiniteTraining(
+                f"{self._bad_in_a_row} batches in a row were not finite; the weights have diverged. "
+                "Resume from the last good checkpoint with a lower learning rate or a stricter gradient_clip."
+            )
+
+    # ---- validation, with the averaged weights
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the sums anew."""
+        self._errors = ErrorSums()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add the errors of one batch."""
+        self._errors.add_batch(*predict(self.ema.module, batch, self.conservative, create_graph=False), batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Publish the errors, in eV and eV/Angstrom."""
+        self.validation_errors = self._errors.result()
+        key = "conservative_force_rmse" if self.conservative else "force_rmse" if self.dataset.forces is not None else "energy_rmse"
+        self.log("validation_error", self.validation_errors[key], sync_dist=True)
+
+    # ---- checkpoints: plain data only
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add all that resuming and exporting need."""
+        keep = ("elements", "self_energies", "self_energies_origin", "statistics", "sha256", "sources", "level_of_theory")
+        keep += ("split_seed", "split_fractions")
+        checkpoint["openmm_se3"] = {
+            "config": self.config.model_dump(mode="json"),
+            "data": {k: self.dataset.metadata.get(k) for k in keep},
+            "batches_seen": self.batches_seen,
+            "bad_batches": self.bad_batches,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Continue the stream of batches, and refuse other data."""
+        ours = checkpoint["openmm_se3"]
+        if ours["data"]["sha256"] != self.dataset.metadata["sha256"]:
+            raise DataError("the checkpoint was trained on other data than configured; resume with the same packed data set")
+        self.batches_seen = ours["batches_seen"]
+        self.bad_batches = ours["bad_batches"]
