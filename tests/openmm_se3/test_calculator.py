@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+from ase import Atoms, units
+from ase.build import molecule
+from ase.optimize import BFGS
+
+from openmm_se3 import SE3Calculator, SE3Potential
+from openmm_se3.errors import UnsupportedSystemError
+from tests.openmm_se3.helpers import MODEL, energy_and_forces, ethanol
+
+
+def test_same_numbers_as_openmm():
+    topology, positions = ethanol()
+    atoms = Atoms([a.element.symbol for a in topology.atoms()], positions=positions * units.nm)
+    for mode in ("direct", "conservative"):
+        atoms.calc = SE3Calculator(MODEL, forces=mode)
+        energy, forces = energy_and_forces(SE3Potential(MODEL, forces=mode, precision="double").createSystem(topology), positions)
+        assert atoms.get_potential_energy() == pytest.approx(energy * units.kJ / units.mol, abs=1e-8)
+        np.testing.assert_allclose(atoms.get_forces(), forces * units.kJ / units.mol / units.nm, atol=1e-8)
+
+
+def test_forces_belong_to_the_energy_and_an_optimiser_converges():
+    atoms = molecule("CH3CH2OH")
+    atoms.rattle(0.02, seed=1)
+    atoms.calc = SE3Calculator(MODEL)
+    numerical = atoms.calc.calculate_numerical_forces(atoms, d=1e-4) if hasattr(atoms.calc, "calculate_numerical_forces") else None
+    if numerical is not None:
+        np.testing.assert_allclose(atoms.get_forces(), numerical, atol=1e-5)
+    assert BFGS(atoms, logfile=None).run(fmax=0.01, steps=200)
+
+
+def test_periodic_in_any_orientation():
+    """A rotated cell with its atoms gives the same energy and rotated forces; ASE cells need not be lower triangular."""
+    atoms = molecule("CH3CH2OH")
+    atoms.set_cell([[13.0, 0, 0], [3.0, 14.0, 0], [-4.0, 2.0, 15.0]])
+    atoms.pbc = True
+    atoms.calc = SE3Calculator(MODEL)
+    energy, forces = atoms.get_potential_energy(), atoms.get_forces()
+    turned = atoms.copy()
+    turned.rotate(40, (1, 2, 3), rotate_cell=True)
+    turned.calc = SE3Calculator(MODEL)
+    assert turned.get_potential_energy() == pytest.approx(energy, abs=1e-8)
+    check = Atoms("H" * 9, positions=forces)
+    check.rotate(40, (1, 2, 3))
+    np.testing.assert_allclose(turned.get_forces(), check.positions, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a.set_chemical_symbols(["Cl", *a.get_chemical_symbols()[1:]]), "not trained on Cl"),
+        (lambda a: a.positions.__setitem__((0, 0), np.nan), "NaN"),
+        (lambda a: (a.set_cell([20, 20, 20]), a.set_pbc([True, False, True])), "all directions periodic or none"),
+        (lambda a: (a.set_cell([20, 20, 9]), a.set_pbc(True)), "box is too small"),
+    ],
+)
+def test_refusals(change, message):
+    atoms = molecule("CH3CH2OH")
+    change(atoms)
+    atoms.calc = SE3Calculator(MODEL)
+    with pytest.raises(UnsupportedSystemError, match=message):
+        atoms.get_potential_energy()

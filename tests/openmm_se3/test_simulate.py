@@ -1,0 +1,206 @@
+"""Whole simulations: every input format, all outputs, restart, refusals; through the library and the command line."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from ase.io import read, write
+from openmm import app, unit
+from typer.testing import CliRunner
+
+from openmm_se3.cli import app as cli
+from openmm_se3.errors import UnsupportedSystemError
+from openmm_se3.simulate import SimulationError, SimulationSettings, read_log, simulate, truncate_dcd
+from openmm_se3.structures import check_coordinates, read_structure
+from tests.openmm_se3.helpers import EXAMPLES, MODEL, ROOT
+
+SHORT = SimulationSettings(structure=str(EXAMPLES / "water.xyz"), model=MODEL, steps=40, report_every=10, platform="Reference")
+
+
+def dcd_frames(path):
+    """Number of frames by size, and that which the header states."""
+    data = path.read_bytes()
+    n_atoms = int.from_bytes(data[268:272], "little")
+    return (len(data) - 276) / (3 * (4 * n_atoms + 8)), int.from_bytes(data[8:12], "little")
+
+
+@pytest.fixture(scope="module")
+def structures(tmp_path_factory):
+    """Ethanol in every format."""
+    directory = tmp_path_factory.mktemp("structures")
+    topology, positions = read_structure(EXAMPLES / "ethanol.sdf")
+    with open(directory / "ethanol.pdb", "w") as file:
+        app.PDBFile.writeFile(topology, positions * unit.nanometer, file)
+    with open(directory / "ethanol.cif", "w") as file:
+        app.PDBxFile.writeFile(topology, positions * unit.nanometer, file)
+    write(directory / "ethanol.xyz", read(EXAMPLES / "ethanol.sdf"), format="xyz")
+    (directory / "ethanol.sdf").write_text((EXAMPLES / "ethanol.sdf").read_text())
+    return directory
+
+
+@pytest.mark.parametrize("suffix", ["pdb", "cif", "sdf", "xyz"])
+def test_formats(structures, suffix):
+    topology, positions = read_structure(structures / f"ethanol.{suffix}")
+    assert sorted(a.element.symbol for a in topology.atoms()) == ["C"] * 2 + ["H"] * 6 + ["O"]
+    _, expected = read_structure(structures / "ethanol.sdf")
+    np.testing.assert_allclose(positions, expected, atol=1.1e-4)
+
+
+def test_outputs(tmp_path):
+    simulate(SHORT, tmp_path / "md")
+    names = {p.name for p in (tmp_path / "md").iterdir()}
+    assert names == {
+        "trajectory.dcd",
+        "log.csv",
+        "topology.pdb",
+        "final.pdb",
+        "checkpoint.chk",
+        "state.xml",
+        "settings.json",
+        "energy_temperature.png",
+    }
+    log = read_log(tmp_path / "md" / "log.csv")
+    assert log["step"].tolist() == [10, 20, 30, 40]
+    np.testing.assert_allclose(log["time_ps"], 0.0005 * log["step"], rtol=1e-6)
+    np.testing.assert_allclose(log["total_kj_per_mol"], log["potential_kj_per_mol"] + log["kinetic_kj_per_mol"], rtol=1e-6)
+    assert dcd_frames(tmp_path / "md" / "trajectory.dcd") == (4, 4)
+    final = app.PDBFile(str(tmp_path / "md" / "final.pdb")).getPositions(asNumpy=True)
+    assert np.isfinite(final._value).all()
+    with pytest.raises(FileExistsError, match="not empty"):
+        simulate(SHORT, tmp_path / "md")
+
+
+def test_minimisation_lowers_the_energy(tmp_path):
+    at_rest = replace(SHORT, structure=str(EXAMPLES / "ethanol.sdf"), temperature=0.0, ensemble="nve", steps=1, report_every=1)
+    simulate(at_rest, tmp_path / "minimised")
+    simulate(replace(at_rest, minimize=False), tmp_path / "not")
+    energies = [read_log(tmp_path / d / "log.csv")["potential_kj_per_mol"][0] for d in ("minimised", "not")]
+    assert energies[0] < energies[1]
+
+
+class TestResume:
+    def test_interrupted_equals_uninterrupted(self, tmp_path):
+        simulate(SHORT, tmp_path / "whole")
+        simulate(replace(SHORT, steps=20), tmp_path / "parts")
+        settings = json.loads((tmp_path / "parts" / "settings.json").read_text())
+        (tmp_path / "parts" / "settings.json").write_text(json.dumps({**settings, "steps": 40}))
+        # What a kill between a frame and its checkpoint leaves behind: a frame and half a line too many.
+        with open(tmp_path / "parts" / "trajectory.dcd", "ab") as file:
+            file.write(b"\0" * 70)
+        with open(tmp_path / "parts" / "log.csv", "a") as file:
+            file.write("30,0.0")
+        simulate(None, tmp_path / "parts", resume=True)
+        assert (tmp_path / "parts" / "log.csv").read_text() == (tmp_path / "whole" / "log.csv").read_text()
+        assert (tmp_path / "parts" / "trajectory.dcd").read_bytes()[276:] == (tmp_path / "whole" / "trajectory.dcd").read_bytes()[276:]
+        assert dcd_frames(tmp_path / "parts" / "trajectory.dcd") == (4, 4)
+
+    def test_from_the_portable_state_where_the_checkpoint_is_foreign(self, tmp_path):
+        simulate(replace(SHORT, steps=20), tmp_path / "md")
+        settings = json.loads((tmp_path / "md" / "settings.json").read_text())
+        (tmp_path / "md" / "settings.json").write_text(json.dumps({**settings, "steps": 40}))
+        (tmp_path / "md" / "checkpoint.chk").write_bytes(b"of another machine")
+        simulate(None, tmp_path / "md", resume=True)
+        assert read_log(tmp_path / "md" / "log.csv")["step"].tolist() == [10, 20, 30, 40]
+
+    def test_sigkill(self, tmp_path):
+        command = [sys.executable, "-m", "openmm_se3.cli", "simulate"]
+        options = ["--steps", "3000", "--report-every", "10", "--platform", "Reference", "--model", MODEL, "-o", str(tmp_path / "md")]
+        process = subprocess.Popen([*command, str(EXAMPLES / "water.xyz"), *options], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        log = tmp_path / "md" / "log.csv"
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None and not (log.exists() and len(log.read_text().splitlines()) > 5):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        settings = json.loads((tmp_path / "md" / "settings.json").read_text())
+        before = len(log.read_text().splitlines())
+        assert before < 300, "the run ended before it was killed"
+        (tmp_path / "md" / "settings.json").write_text(json.dumps({**settings, "steps": (before + 5) * 10}))
+        resumed = subprocess.run([*command, "--resume", "-o", str(tmp_path / "md")], cwd=ROOT, capture_output=True)
+        assert resumed.returncode == 0, resumed.stderr.decode()
+        steps = read_log(log)["step"]
+        np.testing.assert_array_equal(steps, 10 * np.arange(1, before + 6))
+        assert dcd_frames(tmp_path / "md" / "trajectory.dcd") == (before + 5, before + 5)
+
+    def test_nothing_to_resume(self, tmp_path):
+        with pytest.raises(SimulationError, match="no run to resume"):
+            simulate(None, tmp_path / "none", resume=True)
+
+    def test_trajectory_that_was_cut(self, tmp_path):
+        simulate(SHORT, tmp_path / "md")
+        with pytest.raises(SimulationError, match="fewer than the 5 frames"):
+            truncate_dcd(tmp_path / "md" / "trajectory.dcd", 5)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("name", "text", "message"),
+        [
+            ("none.pdb", None, "no such file"),
+            ("x.mol2", "x", "expected one of .pdb"),
+            ("x.xyz", "3\n\nH 0 0", "cannot be read as xyz"),
+            ("x.sdf", "nothing", "cannot be read as sdf"),
+            ("x.pdb", "END\n", "holds no atoms|cannot be read"),
+            ("x.xyz", "2\n\nH 0 0 0\nH 0 0 0.001\n", "0.001 Angstrom apart"),
+            ("x.xyz", "2\n\nH 0 0 0\nH nan 0 0.8\n", "not finite"),
+            ("x.xyz", "2\n\nNa 0 0 0\nCl 0 0 2.4\n", "not trained on Cl, Na"),
+        ],
+    )
+    def test_structures(self, tmp_path, name, text, message):
+        if text is not None:
+            (tmp_path / name).write_text(text)
+        with pytest.raises(UnsupportedSystemError, match=message):
+            simulate(replace(SHORT, structure=str(tmp_path / name)), tmp_path / "md")
+        assert not (tmp_path / "md").exists()
+
+    @pytest.mark.parametrize(
+        ("change", "message"), [({"ensemble": "npt"}, "ensemble"), ({"timestep_fs": 0.0}, "timestep_fs"), ({"temperature": -1.0}, "temperature")]
+    )
+    def test_settings(self, change, message):
+        with pytest.raises(ValueError, match=message):
+            replace(SHORT, **change)
+
+    def test_platform(self, tmp_path):
+        with pytest.raises(SimulationError, match="no platform 'Abacus' here; it has Reference"):
+            simulate(replace(SHORT, platform="Abacus"), tmp_path / "md")
+
+    def test_dynamics_that_fail_keep_their_frames(self, tmp_path):
+        with pytest.raises(SimulationError, match=r"dynamics failed near step .*shorter --timestep"):
+            simulate(replace(SHORT, timestep_fs=500.0, temperature=3000.0, steps=400, minimize=False), tmp_path / "md")
+        assert (tmp_path / "md" / "log.csv").exists()
+
+    def test_coincident_atoms_are_named(self):
+        with pytest.raises(UnsupportedSystemError, match=r"atoms 0 \(H\) and 1 \(O\)"):
+            check_coordinates(np.zeros((2, 3)), ["H", "O"])
+
+
+class TestCommandLine:
+    def test_simulate(self, tmp_path):
+        options = ["--steps", "20", "--report-every", "10", "--model", MODEL, "-o", str(tmp_path / "md")]
+        result = CliRunner().invoke(cli, ["simulate", str(EXAMPLES / "water.xyz"), *options])
+        assert result.exit_code == 0, result.output
+        assert "trajectory.dcd" in result.output
+        again = CliRunner().invoke(cli, ["simulate", str(EXAMPLES / "water.xyz"), *options])
+        assert again.exit_code == 1
+        assert "not empty" in again.output
+
+    def test_models_and_info(self):
+        result = CliRunner().invoke(cli, ["models"])
+        assert result.exit_code == 0
+        assert MODEL in result.output
+        result = CliRunner().invoke(cli, ["info", MODEL])
+        assert json.loads(result.output)["name"] == MODEL
+
+    @pytest.mark.parametrize("arguments", [["info", "nothing"], ["validate", "nothing"], ["simulate", "nothing.pdb"], ["simulate"]])
+    def test_errors_are_one_line_without_a_traceback(self, arguments, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        result = CliRunner().invoke(cli, arguments)
+        assert result.exit_code == 1
+        assert re.search(r"error: ", result.output)
+        assert "Traceback" not in result.output

@@ -1,0 +1,294 @@
+"""Readers, the packed data set, self-energies, splits and batches: real input, and every kind of bad input."""
+
+import json
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from ase import Atoms, units
+from ase.build import molecule
+from ase.io import write
+from ase.neighborlist import neighbor_list
+
+from tests.training.helpers import KEYS, NUMBERS, SAMPLE, sample_dataset
+from training.data.batches import Collator, SizeSampler, padded_neighbors
+from training.data.frames import DataError, ReadReport
+from training.data.hdf5 import detect_layout, read_ani1, read_ani1x
+from training.data.packed import PackedDataset, split_of
+from training.data.prepare import prepare
+from training.units import energy_factor
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """A copy of the sample to damage: yields the path and an opener."""
+    path = tmp_path / "data.h5"
+    shutil.copy(SAMPLE, path)
+    return path
+
+
+def write_ani1(path, symbols=("C", "H", "H", "H", "H"), n=6):
+    rng = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        group = file.create_group("gdb11_s01/gdb11_s01-0")
+        group["species"] = np.array([s.encode() for s in symbols])
+        group["coordinates"] = rng.normal(size=(n, len(symbols), 3)).astype(np.float32)
+        group["energies"] = -40.5 + 0.01 * rng.normal(size=n)
+
+
+class TestAni1x:
+    def test_values_and_units(self):
+        report = ReadReport()
+        blocks = list(read_ani1x(SAMPLE, report, KEYS["energy_key"], KEYS["force_key"]))
+        with h5py.File(SAMPLE) as file:
+            group = file[next(iter(file))]
+            np.testing.assert_allclose(blocks[0].energies, group[KEYS["energy_key"]][()] * units.Hartree, rtol=1e-14)
+            np.testing.assert_allclose(blocks[0].forces, group[KEYS["force_key"]][()] * units.Hartree, rtol=1e-6)
+            np.testing.assert_array_equal(blocks[0].coordinates, group["coordinates"][()])
+        assert "surrogate of wB97X" in report.level_of_theory
+
+    def test_nan_entries_are_skipped_and_counted(self, damaged):
+        with h5py.File(damaged, "r+") as file:
+            first, second = list(file)[:2]
+            file[first][KEYS["energy_key"]][3] = np.nan
+            file[second][KEYS["force_key"]][0, 1, 2] = np.nan
+        report = ReadReport()
+        n = sum(len(b.energies) for b in read_ani1x(damaged, report, **KEYS))
+        assert report.skipped == {"energy or coordinates not finite": 1, "forces not finite": 1}
+        with h5py.File(SAMPLE) as file:
+            assert n == sum(len(file[k]["coordinates"]) for k in file) - 2
+
+    def test_missing_key_names_those_there_are(self, damaged):
+        with pytest.raises(DataError, match=r"no data set 'wb97x_dz.energy'; it holds .*ani1x_ensemble.energy"):
+            list(read_ani1x(damaged, ReadReport()))
+
+    def test_wrong_shape(self, damaged):
+        with h5py.File(damaged, "r+") as file:
+            group = file[next(iter(file))]
+            del group[KEYS["energy_key"]]
+            group[KEYS["energy_key"]] = np.zeros(3)
+        with pytest.raises(DataError, match=r"has shape \(3,\), expected"):
+            list(read_ani1x(damaged, ReadReport(), **KEYS))
+
+    def test_unit_mismatch(self, damaged):
+        with pytest.raises(DataError, match="states its units as 'Hartree', but 'eV' was asked for"):
+            list(read_ani1x(damaged, ReadReport(), energy_unit="eV", **KEYS))
+
+    def test_cut_off_file(self, damaged):
+        damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
+        with pytest.raises(DataError, match=r"not a readable HDF5 file.*truncated"):
+            list(read_ani1x(damaged, ReadReport(), **KEYS))
+
+    def test_damage_in_the_middle(self, damaged):
+        data = bytearray(damaged.read_bytes())
+        middle = len(data) // 2
+        data[middle : middle + 20_000] = b"\x55" * 20_000
+        damaged.write_bytes(bytes(data))
+        with pytest.raises(DataError, match=r"data\.h5"):
+            list(read_ani1x(damaged, ReadReport(), **KEYS))
+
+    def test_foreign_file(self, tmp_path):
+        with h5py.File(tmp_path / "other.h5", "w") as file:
+            file["numbers"] = np.zeros(3)
+        with pytest.raises(DataError, match="neither the ANI-1x layout"):
+            detect_layout(tmp_path / "other.h5")
+
+
+class TestAni1:
+    def test_species_strings_and_no_forces(self, tmp_path):
+        write_ani1(tmp_path / "ani1.h5")
+        assert detect_layout(tmp_path / "ani1.h5") == "ani1"
+        (block,) = read_ani1(tmp_path / "ani1.h5", ReadReport())
+        assert block.formula == "CH4"
+        assert block.atomic_numbers.tolist() == [6, 1, 1, 1, 1]
+        assert block.forces is None
+        dataset = prepare([tmp_path / "ani1.h5"], tmp_path / "packed")
+        assert dataset.forces is None
+        assert not dataset.metadata["with_forces"]
+
+    def test_forces_cannot_be_asked_for(self, tmp_path):
+        write_ani1(tmp_path / "ani1.h5")
+        with pytest.raises(DataError, match="ANI-1 layout has no forces"):
+            prepare([tmp_path / "ani1.h5"], tmp_path / "packed", force_key="forces")
+
+    def test_unknown_symbols(self, tmp_path):
+        write_ani1(tmp_path / "ani1.h5", symbols=("C", "Xx"))
+        with pytest.raises(DataError, match="Xx, which are no chemical symbols"):
+            list(read_ani1(tmp_path / "ani1.h5", ReadReport()))
+
+
+class TestExtxyz:
+    @staticmethod
+    def frames(n=4, forces=True):
+        rng = np.random.default_rng(1)
+        out = []
+        for i in range(n):
+            atoms = molecule("H2O")
+            atoms.positions += rng.normal(scale=0.05, size=(3, 3))
+            atoms.info["energy"] = -2000.0 + 0.01 * i
+            if forces:
+                atoms.arrays["forces"] = rng.normal(size=(3, 3))
+            out.append(atoms)
+        return out
+
+    def test_isolated_atoms_become_self_energies(self, tmp_path):
+        lone = [Atoms("H", info={"energy": -13.5, "config_type": "IsolatedAtom"}), Atoms("O", info={"energy": -1970.0})]
+        frames = self.frames()
+        write(tmp_path / "x.xyz", [*lone, *frames], format="extxyz")
+        dataset = prepare([tmp_path / "x.xyz"], tmp_path / "packed")
+        assert dataset.metadata["self_energies"] == {"H": -13.5, "O": -1970.0}
+        assert dataset.metadata["self_energies_origin"] == "isolated atoms"
+        assert len(dataset) == 4
+        np.testing.assert_allclose(dataset.forces[:3], frames[0].arrays["forces"], rtol=1e-5)
+
+    def test_forces_asked_for_but_absent(self, tmp_path):
+        write(tmp_path / "x.xyz", self.frames(forces=False), format="extxyz")
+        with pytest.raises(DataError, match=r"frame 0 has no forces 'forces'.*ask for energies alone"):
+            prepare([tmp_path / "x.xyz"], tmp_path / "packed")
+        assert not (tmp_path / "packed").exists()
+        assert not (tmp_path / "packed.partial").exists()
+        assert prepare([tmp_path / "x.xyz"], tmp_path / "packed", energies_only=True).forces is None
+
+    def test_missing_energy_and_periodic_and_broken(self, tmp_path):
+        (frame,) = self.frames(1)
+        del frame.info["energy"]
+        write(tmp_path / "a.xyz", frame, format="extxyz")
+        with pytest.raises(DataError, match="frame 0 has no energy"):
+            prepare([tmp_path / "a.xyz"], tmp_path / "packed")
+        frame.info["energy"] = 1.0
+        frame.set_cell([9, 9, 9])
+        frame.pbc = True
+        write(tmp_path / "b.xyz", frame, format="extxyz")
+        with pytest.raises(DataError, match="frame 0 is periodic"):
+            prepare([tmp_path / "b.xyz"], tmp_path / "packed")
+        text = (tmp_path / "a.xyz").read_text()
+        (tmp_path / "c.xyz").write_text(text[: len(text) // 2])
+        with pytest.raises(DataError, match="cannot read frame 0"):
+            prepare([tmp_path / "c.xyz"], tmp_path / "packed")
+
+
+class TestPacked:
+    def test_round_trip_statistics_and_splits(self, tmp_path):
+        dataset = sample_dataset(tmp_path, validation=0.3, test=0.2)
+        blocks = list(read_ani1x(SAMPLE, ReadReport(), **KEYS))
+        assert len(dataset) == sum(len(b.energies) for b in blocks)
+        energies = np.concatenate([b.energies for b in blocks])
+        np.testing.assert_array_equal(dataset.energies, energies)
+        assert dataset.energies.dtype == np.float64
+        np.testing.assert_array_equal(dataset.coordinates, np.concatenate([b.coordinates.reshape(-1, 3) for b in blocks]))
+        statistics = dataset.metadata["statistics"]
+        assert statistics["total"]["mean"] == pytest.approx(energies.mean(), rel=1e-12)
+        assert statistics["total"]["std"] == pytest.approx(energies.std(), rel=1e-6)
+        assert statistics["residual"]["std"] < 1e-3 * statistics["total"]["std"]
+        parts = [dataset.indices(s) for s in ("train", "validation", "test")]
+        assert sorted(np.concatenate(parts).tolist()) == list(range(len(dataset)))
+        formulas = [{dataset.formula(i) for i in part} for part in parts]
+        assert not (formulas[0] & formulas[1])
+        assert not (formulas[0] & formulas[2])
+        assert not (formulas[1] & formulas[2])
+
+    def test_a_formula_keeps_its_split_whatever_else_is_in_the_data(self):
+        fractions = {"validation": 0.3, "test": 0.3}
+        assert [split_of("C2H6O", fractions, 0) for _ in range(3)] == [split_of("C2H6O", fractions, 0)] * 3
+        counts = [split_of(f"C{i}H{j}", fractions, 1) for i in range(40) for j in range(40)]
+        assert counts.count("test") / len(counts) == pytest.approx(0.3, abs=0.05)
+
+    def test_least_squares_recovers_known_self_energies(self, tmp_path):
+        known = {1: -16.0, 6: -1036.0, 8: -2046.0}
+        rng = np.random.default_rng(0)
+        with h5py.File(tmp_path / "x.h5", "w") as file:
+            for name in ("H2O", "CH4", "CH3CH2OH", "CO2"):
+                atoms = molecule(name)
+                group = file.create_group(name)
+                group["atomic_numbers"] = atoms.numbers.astype(np.uint8)
+                group["coordinates"] = np.repeat(atoms.positions[None], 3, axis=0)
+                group["e"] = np.full(3, sum(known[z] for z in atoms.numbers))
+                group["f"] = rng.normal(size=(3, len(atoms), 3))
+        options = {"energy_key": "e", "force_key": "f", "energy_unit": "eV", "force_unit": "eV/Angstrom"}
+        dataset = prepare([tmp_path / "x.h5"], tmp_path / "packed", **options)
+        assert dataset.metadata["self_energies"] == pytest.approx({"H": -16.0, "C": -1036.0, "O": -2046.0}, rel=1e-9)
+        assert dataset.metadata["statistics"]["residual"]["std"] < 1e-6
+
+    def test_table_and_absurd_residual(self, tmp_path):
+        table = {"unit": "Hartree", "H": -0.60095298, "C": -38.08316124, "N": -54.70775770, "O": -75.19446356}
+        (tmp_path / "sae.json").write_text(json.dumps(table))
+        dataset = prepare([SAMPLE], tmp_path / "packed", self_energies=str(tmp_path / "sae.json"), **KEYS)
+        assert dataset.metadata["self_energies"]["C"] == pytest.approx(-38.08316124 * energy_factor("Hartree"))
+        (tmp_path / "wrong.json").write_text(json.dumps({**table, "unit": "eV"}))
+        with pytest.raises(DataError, match=r"eV per atom; expected.*the energy unit is wrong"):
+            prepare([SAMPLE], tmp_path / "other", self_energies=str(tmp_path / "wrong.json"), **KEYS)
+        assert not (tmp_path / "other").exists()
+
+    def test_table_without_an_element(self, tmp_path):
+        (tmp_path / "sae.json").write_text(json.dumps({"unit": "Hartree", "H": -0.6, "C": -38.0}))
+        with pytest.raises(DataError, match="table lacks self-energies of N, O"):
+            prepare([SAMPLE], tmp_path / "packed", self_energies=str(tmp_path / "sae.json"), **KEYS)
+
+    def test_nothing_is_overwritten(self, tmp_path):
+        sample_dataset(tmp_path)
+        with pytest.raises(FileExistsError, match="exists already"):
+            sample_dataset(tmp_path)
+
+    def test_damaged_data_set_is_noticed(self, tmp_path):
+        dataset = sample_dataset(tmp_path)
+        path = dataset.directory / "energies.bin"
+        path.write_bytes(path.read_bytes()[:-8])
+        with pytest.raises(DataError, match="bytes, expected"):
+            PackedDataset(dataset.directory)
+        with pytest.raises(DataError, match="not a packed data set"):
+            PackedDataset(tmp_path)
+
+    @pytest.mark.parametrize(("changes", "message"), [({"validation": 0.7, "test": 0.4}, "fractions"), ({"layout": "csv"}, "layout must be one of")])
+    def test_bad_options(self, tmp_path, changes, message):
+        with pytest.raises(DataError, match=message):
+            sample_dataset(tmp_path, **changes)
+
+
+class TestBatches:
+    def test_neighbors_against_ase(self):
+        molecules = [molecule(n) for n in ("H2O", "CH3CH2OH", "C6H6")]
+        positions = np.concatenate([m.positions for m in molecules])
+        offsets = np.cumsum([0] + [len(m) for m in molecules])
+        neighbors, mask = padded_neighbors(positions, offsets, 2.6)
+        found = {(i, int(j)) for i in range(len(positions)) for j in neighbors[i][mask[i]]}
+        expected = set()
+        for m, start in zip(molecules, offsets[:-1], strict=True):
+            expected |= {(int(i + start), int(j + start)) for i, j in zip(*neighbor_list("ij", m, 2.6), strict=True)}
+        assert found == expected
+        assert mask.any(0).all()  # no column is wasted
+
+    def test_batch_energies_are_relative_and_forces_match(self, tmp_path):
+        dataset = sample_dataset(tmp_path)
+        frames = np.array([3, 20, 40])
+        batch = Collator(dataset, NUMBERS, 4.0)(frames)
+        table = dataset.self_energies()
+        for k, frame in enumerate(frames):
+            atoms = slice(dataset.offsets[frame], dataset.offsets[frame + 1])
+            assert float(batch.energies[k]) == pytest.approx(dataset.energies[frame] - table[dataset.numbers[atoms]].sum(), abs=1e-9)
+            np.testing.assert_array_equal(batch.forces[batch.molecule == k], dataset.forces[atoms])
+        assert batch.energies.dtype == torch.float64
+
+    def test_unknown_element_is_named(self, tmp_path):
+        with pytest.raises(DataError, match="the data hold O, which the network does not know"):
+            Collator(sample_dataset(tmp_path), (1, 6, 7), 4.0)
+
+    def test_every_frame_once_per_epoch_and_reproducible(self):
+        rng = np.random.default_rng(0)
+        frames, sizes = np.arange(5000), rng.integers(3, 30, size=5000)
+        sampler = SizeSampler(frames, sizes, 16, 4000, seed=3)
+        epoch = sampler.epoch(2)
+        assert sorted(np.concatenate(epoch).tolist()) == frames.tolist()
+        assert max(len(b) for b in epoch) <= 16
+        assert max((sizes[b] * np.minimum(sizes[b] - 1, 50)).sum() for b in epoch) <= 4000
+        assert all(np.array_equal(a, b) for a, b in zip(epoch, sampler.epoch(2), strict=True))
+        assert not all(np.array_equal(a, b) for a, b in zip(epoch, sampler.epoch(3), strict=False))
+
+    def test_stream_continues_anywhere(self):
+        sampler = SizeSampler(np.arange(50), np.full(50, 5), 8, 10_000, seed=0)
+        whole = sampler.stream(0)
+        expected = [next(whole) for _ in range(20)]
+        late = sampler.stream(11)
+        for batch in expected[11:]:
+            np.testing.assert_array_equal(next(late), batch)

@@ -1,0 +1,109 @@
+"""Checkpoint to exported file to metrics, and the command line around them."""
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from openmm_se3.model_file import load_model
+from tests.training.helpers import KEYS, SAMPLE, sample_dataset, small_config
+from training.__main__ import app
+from training.evaluate import evaluate
+from training.export import export
+from training.fit import fit
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A short run and its exported file."""
+    directory = tmp_path_factory.mktemp("trained")
+    dataset = sample_dataset(directory)
+    fit(small_config(dataset.directory, max_steps=30), directory / "run", accelerator="cpu")
+    checks = export(directory / "run" / "last.ckpt", directory / "model.pt", licence="CC0-1.0")
+    assert checks
+    assert all(c.passed for c in checks)
+    return directory
+
+
+def test_metadata(trained):
+    metadata = load_model(trained / "model.pt").metadata
+    assert metadata.name == "model"
+    assert metadata.elements == ["H", "C", "N", "O"]
+    assert metadata.cutoff_nm == pytest.approx(0.4)
+    assert metadata.licence == "CC0-1.0"
+    assert "surrogate" in metadata.level_of_theory
+    assert metadata.training_data["sources"] == ["ani1x_sample.h5"]
+    assert len(metadata.golden) >= 3
+    assert any(g.box_vectors_nm is not None for g in metadata.golden)
+
+
+def test_existing_file_is_kept(trained):
+    with pytest.raises(FileExistsError, match="exists already"):
+        export(trained / "run" / "last.ckpt", trained / "model.pt")
+
+
+def test_checkpoint_and_exported_file_have_the_same_errors(trained):
+    from_checkpoint = evaluate(str(trained / "run" / "last.ckpt"), trained / "packed", split="validation")
+    from_file = evaluate(str(trained / "model.pt"), trained / "packed", split="validation", output=trained / "metrics")
+    for key, value in from_checkpoint.items():
+        if key.endswith(("_kcal_per_mol", "_kcal_per_mol_per_angstrom")):
+            assert from_file[key] == pytest.approx(value, rel=1e-3), key
+    assert json.loads((trained / "metrics" / "metrics.json").read_text()) == from_file
+    assert (trained / "metrics" / "parity.png").stat().st_size > 0
+    with pytest.raises(FileExistsError, match="holds metrics already"):
+        evaluate(str(trained / "model.pt"), trained / "packed", output=trained / "metrics")
+
+
+def test_raw_file_and_packed_data_give_the_same(trained):
+    packed = evaluate(str(trained / "model.pt"), trained / "packed", max_frames=20)
+    raw = evaluate(str(trained / "model.pt"), SAMPLE, max_frames=20, **KEYS)
+    assert raw["force_rmse_kcal_per_mol_per_angstrom"] == pytest.approx(packed["force_rmse_kcal_per_mol_per_angstrom"], rel=1e-6)
+    assert raw["energy_rmse_kcal_per_mol"] == pytest.approx(packed["energy_rmse_kcal_per_mol"], rel=1e-6)
+
+
+def test_errors_are_those_of_a_plain_loop(trained):
+    """The reported force RMSE against one computed molecule by molecule from the exported file."""
+    from training.data.packed import PackedDataset
+    from training.units import ANGSTROM_PER_NM, KCAL_PER_MOL_PER_EV, KJ_PER_MOL_PER_EV
+
+    dataset = PackedDataset(trained / "packed")
+    model = load_model(trained / "model.pt")
+    total, count = 0.0, 0
+    for frame in dataset.indices("validation"):
+        atoms = slice(dataset.offsets[frame], dataset.offsets[frame + 1])
+        x = torch.tensor(dataset.coordinates[atoms], dtype=torch.float64) / ANGSTROM_PER_NM
+        _, forces = model(x, torch.tensor(dataset.numbers[atoms].astype(int)))
+        error = forces.numpy() / KJ_PER_MOL_PER_EV / ANGSTROM_PER_NM - dataset.forces[atoms]
+        total, count = total + float((error**2).sum()), count + error.size
+    expected = (total / count) ** 0.5 * KCAL_PER_MOL_PER_EV
+    got = evaluate(str(trained / "model.pt"), trained / "packed", split="validation")
+    assert got["force_rmse_kcal_per_mol_per_angstrom"] == pytest.approx(expected, rel=1e-5)
+
+
+class TestCommandLine:
+    def test_prepare_and_evaluate(self, trained, tmp_path):
+        runner = CliRunner()
+        keys = ["--energy-key", KEYS["energy_key"], "--force-key", KEYS["force_key"]]
+        prepared = runner.invoke(app, ["prepare", str(SAMPLE), "-o", str(tmp_path / "packed"), *keys])
+        assert prepared.exit_code == 0, prepared.output
+        assert "Table 3.1" in prepared.output
+        evaluated = runner.invoke(app, ["evaluate", str(trained / "model.pt"), str(tmp_path / "packed"), "--max-frames", "5"])
+        assert evaluated.exit_code == 0, evaluated.output
+        assert "force_rmse_kcal_per_mol_per_angstrom" in evaluated.output
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["prepare", "nothing.h5", "-o", "x"], "no such file"),
+            (["fit", "nothing.yaml"], "cannot be read"),
+            (["evaluate", "nothing.ckpt", "nothing.h5"], "no such checkpoint"),
+            (["evaluate", "nothing", "nothing.h5"], "no model 'nothing'"),
+            (["export", "nothing.ckpt", "x.pt"], "no such checkpoint"),
+        ],
+    )
+    def test_errors_are_one_line_without_a_traceback(self, arguments, message):
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 1
+        assert message in result.output
+        assert "Traceback" not in result.output

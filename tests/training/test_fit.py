@@ -1,0 +1,271 @@
+"""Training: it learns, it survives a kill and a full disk, it notices what is not finite, it refuses bad configurations."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from tests.training.helpers import NUMBERS, sample_dataset, small_config, small_network
+from training.callbacks import read_log
+from training.checkpoint import CheckpointError, SafeCheckpointIO, load_checkpoint
+from training.config import ConfigError, LossConfig, OptimizerConfig, parse_config, read_config
+from training.data.batches import Batch, Collator
+from training.data.frames import DataError
+from training.fit import fit
+from training.force_matching import backward_force_matching
+from training.loss import EnergyForceLoss, predict
+from training.module import NonFiniteTraining, TrainingModule, learning_rate
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def test_run_leaves_everything(tmp_path):
+    dataset = sample_dataset(tmp_path)
+    fit(small_config(dataset.directory), tmp_path / "run", accelerator="cpu")
+    for name in ("last.ckpt", "best.ckpt", "log.csv", "learning_curves.png", "config.yaml"):
+        assert (tmp_path / "run" / name).stat().st_size > 0
+    rows = read_log(tmp_path / "run" / "log.csv")
+    assert [int(r["step"]) for r in rows if r["loss"]] == [1, 2, 3, 4, 5, 6]
+    assert any(r["validation_force_rmse"] for r in rows)
+    loaded = load_checkpoint(tmp_path / "run" / "last.ckpt")
+    assert loaded.step == 6
+    with pytest.raises(FileExistsError, match="not empty"):
+        fit(small_config(dataset.directory), tmp_path / "run")
+
+
+@pytest.mark.parametrize("loss", [{"conservative_weight": 0.0}, {"conservative_weight": 1.0}, {"energy_weight": 1.0, "force_weight": 0.0}])
+def test_a_handful_of_molecules_can_be_learned(tmp_path, loss):
+    """Each term of the loss falls well below what a constant prediction gives."""
+    dataset = sample_dataset(tmp_path, validation=0.0)
+    config = small_config(dataset.directory, max_steps=120, log_every=10)
+    config = config.model_copy(update={"loss": LossConfig(**loss)})
+    fit(config, tmp_path / "run", accelerator="cpu")
+    losses = [float(r["loss"]) for r in read_log(tmp_path / "run" / "log.csv")]
+    assert np.mean(losses[-3:]) < 0.4 * losses[0]
+
+
+def test_energies_alone(tmp_path):
+    dataset = sample_dataset(tmp_path, energies_only=True, force_key=None)
+    module = fit(small_config(dataset.directory), tmp_path / "run", accelerator="cpu")
+    assert "force_rmse" not in module.validation_errors
+    assert np.isfinite(module.validation_errors["energy_rmse"])
+
+
+class TestForceMatching:
+    def test_gradient_equals_that_of_differentiating_twice(self, tmp_path):
+        dataset = sample_dataset(tmp_path)
+        batch = Collator(dataset, NUMBERS, 4.0)(np.arange(0, len(dataset), 9))
+        batch = Batch(**{**batch.__dict__, "positions": batch.positions.double(), "forces": batch.forces.double()})
+        network = small_network().double()
+        loss = EnergyForceLoss(LossConfig(energy_weight=0.3, force_weight=0.5, conservative_weight=1.0), 0.4, 1.4)
+        energies, direct, conservative = predict(network, batch, True, create_graph=True)
+        loss.per_molecule(energies, direct, conservative, batch).mean().backward()
+        expected = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+        network.zero_grad()
+        per_molecule, *_ = backward_force_matching(network, batch, loss)
+        got = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+        torch.testing.assert_close(per_molecule.mean(), loss.per_molecule(energies, direct, conservative, batch).mean().detach())
+        assert float((got - expected).norm() / expected.norm()) < 0.01
+        assert float(torch.nn.functional.cosine_similarity(got, expected, dim=0)) > 0.9999
+
+
+class TestResume:
+    def test_interrupted_and_resumed_equals_uninterrupted(self, tmp_path):
+        dataset = sample_dataset(tmp_path)
+        fit(small_config(dataset.directory), tmp_path / "whole", accelerator="cpu")
+        whole = weights(tmp_path / "whole")
+        # The same run, stopped from outside after its checkpoint at step 4.
+        config = small_config(dataset.directory)
+        fit(config, tmp_path / "parts", accelerator="cpu")  # makes the files of a finished run ...
+        ckpt = _checkpoint_at(config, dataset, tmp_path / "at4", 4)
+        os.replace(ckpt, tmp_path / "parts" / "last.ckpt")  # ... of which the last checkpoint is that of step 4
+        fit(None, tmp_path / "parts", resume=True, accelerator="cpu")
+        for name, value in weights(tmp_path / "parts").items():
+            assert torch.equal(value, whole[name]), name
+        steps = [int(r["step"]) for r in read_log(tmp_path / "parts" / "log.csv") if r["loss"]]
+        assert steps == [1, 2, 3, 4, 5, 6]
+
+    def test_sigkill(self, tmp_path):
+        """A process killed without warning leaves a checkpoint from which the same weights come."""
+        dataset = sample_dataset(tmp_path)
+        config = small_config(dataset.directory, max_steps=60, checkpoint_every=5, validate_every=25)
+        fit(config, tmp_path / "whole", accelerator="cpu")
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+        command = [sys.executable, "-m", "training", "fit", str(tmp_path / "config.yaml"), "-o", str(tmp_path / "killed"), "--accelerator", "cpu"]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        last = tmp_path / "killed" / "last.ckpt"
+        deadline = time.monotonic() + 120
+        while not last.exists() and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert torch.load(last, weights_only=True)["global_step"] < 60, "the run ended before it was killed"
+        resumed = subprocess.run([*command[:4], "-o", str(tmp_path / "killed"), "--resume", "--accelerator", "cpu"], cwd=ROOT, capture_output=True)
+        assert resumed.returncode == 0, resumed.stderr.decode()
+        whole = weights(tmp_path / "whole")
+        for name, value in weights(tmp_path / "killed").items():
+            assert torch.equal(value, whole[name]), name
+
+    def test_refusals(self, tmp_path):
+        dataset = sample_dataset(tmp_path)
+        with pytest.raises(CheckpointError, match="no run to resume"):
+            fit(None, tmp_path / "nothing", resume=True)
+        fit(small_config(dataset.directory), tmp_path / "run", accelerator="cpu")
+        with pytest.raises(ConfigError, match="differs from"):
+            fit(small_config(dataset.directory, max_steps=9), tmp_path / "run", resume=True)
+
+
+def _checkpoint_at(config, dataset, directory: Path, step: int) -> Path:
+    """Checkpoint of a run that is stopped at a step, as a kill after that checkpoint would leave it."""
+    import lightning
+
+    class Stop(lightning.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            if trainer.global_step == step:
+                trainer.save_checkpoint(directory / "kept.ckpt")
+                trainer.should_stop = True
+
+    lightning.seed_everything(config.run.seed, verbose=False)
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        max_steps=config.run.max_steps,
+        min_steps=0,
+        val_check_interval=config.run.validate_every,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        callbacks=[Stop()],
+        plugins=[SafeCheckpointIO()],
+        inference_mode=False,
+    )
+    trainer.fit(TrainingModule(config, dataset))
+    return directory / "kept.ckpt"
+
+
+class TestNonFinite:
+    def test_bad_batch_is_skipped_named_and_counted(self, tmp_path, capsys):
+        dataset = sample_dataset(tmp_path, validation=0.0)
+        energies = np.memmap(dataset.directory / "energies.bin", dtype=np.float64, mode="r+")
+        energies[5] = np.inf
+        energies.flush()
+        module = fit(small_config(dataset.directory, max_steps=40), tmp_path / "run", accelerator="cpu")
+        assert module.bad_batches
+        assert {b["frame"] for b in module.bad_batches} == {5}
+        assert module.bad_batches[0]["formula"] == dataset.formula(5)
+        assert f"{dataset.formula(5)} (frame 5)" in capsys.readouterr().out
+        assert all(torch.isfinite(p).all() for p in module.network.parameters())
+
+    def test_divergence_stops_the_run(self, tmp_path):
+        dataset = sample_dataset(tmp_path, validation=0.0)
+        energies = np.memmap(dataset.directory / "energies.bin", dtype=np.float64, mode="r+")
+        energies[:] = np.nan
+        energies.flush()
+        with pytest.raises(NonFiniteTraining, match="batches in a row"):
+            fit(small_config(dataset.directory, max_steps=40), tmp_path / "run", accelerator="cpu")
+
+
+class TestCheckpoints:
+    def test_full_disk_keeps_the_last_good_one(self, tmp_path, monkeypatch):
+        io = SafeCheckpointIO()
+        io.save_checkpoint({"value": torch.ones(3)}, tmp_path / "last.ckpt")
+        good = (tmp_path / "last.ckpt").read_bytes()
+
+        def full(*_):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(CheckpointError, match=r"No space left.*last good checkpoint is kept"):
+            io.save_checkpoint({"value": torch.zeros(3)}, tmp_path / "last.ckpt")
+        assert (tmp_path / "last.ckpt").read_bytes() == good
+        assert os.listdir(tmp_path) == ["last.ckpt"]
+
+    def test_truncated_and_foreign(self, tmp_path):
+        (tmp_path / "a.ckpt").write_bytes(b"nothing of ours")
+        with pytest.raises(CheckpointError, match="not a checkpoint"):
+            load_checkpoint(tmp_path / "a.ckpt")
+        torch.save({"state_dict": {}}, tmp_path / "b.ckpt")
+        with pytest.raises(CheckpointError, match="not a checkpoint"):
+            load_checkpoint(tmp_path / "b.ckpt")
+        with pytest.raises(CheckpointError, match="no such checkpoint"):
+            load_checkpoint(tmp_path / "c.ckpt")
+
+    def test_other_data_are_refused_on_resume(self, tmp_path):
+        first = sample_dataset(tmp_path)
+        fit(small_config(first.directory), tmp_path / "run", accelerator="cpu")
+        import shutil
+
+        shutil.rmtree(first.directory)
+        sample_dataset(tmp_path, force_key=None, energies_only=True)
+        with pytest.raises(DataError, match="trained on other data"):
+            fit(None, tmp_path / "run", resume=True, accelerator="cpu")
+
+    def test_initial_checkpoint_starts_from_its_weights(self, tmp_path):
+        dataset = sample_dataset(tmp_path)
+        fit(small_config(dataset.directory), tmp_path / "first", accelerator="cpu")
+        config = small_config(dataset.directory, max_steps=1)
+        config = config.model_copy(
+            update={
+                "initial_checkpoint": str(tmp_path / "first" / "last.ckpt"),
+                "optimizer": OptimizerConfig(learning_rate=1e-12, warmup_steps=0, ema_decay=0.0),
+            }
+        )
+        fit(config, tmp_path / "second", accelerator="cpu")
+        start, end = load_checkpoint(tmp_path / "first" / "last.ckpt"), load_checkpoint(tmp_path / "second" / "last.ckpt")
+        for a, b in zip(start.network.parameters(), end.network.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-9)
+
+
+class TestConfig:
+    @pytest.mark.parametrize(
+        ("raw", "message"),
+        [
+            ({"data": "x", "learningrate": 1}, "learningrate: unknown key"),
+            ({"data": "x", "run": {"steps": 3}}, "run.steps: unknown key"),
+            ({"data": "x", "network": {"heads": 3}}, "network.heads: unknown key"),
+            ({"data": "x", "run": {"max_steps": -1}}, r"run.max_steps: .*greater than 0 \(got -1\)"),
+            ({"data": "x", "network": {"hidden_channels": 10, "num_heads": 4}}, "must be divisible by num_heads"),
+            ({"data": "x", "network": {"channels": [4, 4]}}, "three positive numbers"),
+            ({"data": "x", "loss": {"energy_weight": 0, "force_weight": 0}}, "nothing to learn"),
+            ({}, "data: Field required"),
+            (None, "top level"),
+        ],
+    )
+    def test_refusals_name_the_key(self, raw, message):
+        with pytest.raises(ConfigError, match=message):
+            parse_config(raw, "test")
+
+    def test_files(self, tmp_path):
+        with pytest.raises(ConfigError, match="cannot be read"):
+            read_config(tmp_path / "none.yaml")
+        (tmp_path / "bad.yaml").write_text("a: [1")
+        with pytest.raises(ConfigError, match="not valid YAML"):
+            read_config(tmp_path / "bad.yaml")
+
+    @pytest.mark.parametrize("path", sorted((ROOT / "training" / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+    def test_shipped_configurations_are_valid(self, path):
+        read_config(path)
+
+
+def test_learning_rate_schedules():
+    cosine = OptimizerConfig(learning_rate=1.0, warmup_steps=10, final_fraction=0.1)
+    assert learning_rate(0, cosine, 110) == pytest.approx(0.1)
+    assert learning_rate(10, cosine, 110) == pytest.approx(1.0)
+    assert learning_rate(60, cosine, 110) == pytest.approx(0.55)
+    assert learning_rate(110, cosine, 110) == pytest.approx(0.1)
+    steps = OptimizerConfig(learning_rate=1.0, schedule="steps", milestones=(5, 8), drop=0.1)
+    assert [learning_rate(s, steps, 10) for s in (0, 4, 5, 8)] == pytest.approx([1.0, 1.0, 0.1, 0.01])
