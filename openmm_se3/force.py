@@ -1,7 +1,7 @@
 """Bind a model to the atoms and the box of one System; the only file that knows `TorchForce`."""
 
 from collections.abc import Sequence
-from typing import Optional
+from typing import Any, Optional
 
 import openmm
 import torch
@@ -16,6 +16,9 @@ FORCE_MODES = ("direct", "conservative")
 
 class _BoundDirect(torch.nn.Module):
     """Energy and direct forces of all particles of a System; atoms outside the model get none."""
+
+    atomic_numbers: Tensor
+    atoms: Tensor
 
     def __init__(self, model: torch.jit.ScriptModule, atomic_numbers: Tensor, atoms: Tensor, all_atoms: bool) -> None:
         super().__init__()
@@ -39,6 +42,9 @@ class _BoundDirect(torch.nn.Module):
 
 class _BoundConservative(torch.nn.Module):
     """Energy of the model's atoms; TorchForce differentiates it."""
+
+    atomic_numbers: Tensor
+    atoms: Tensor
 
     def __init__(self, model: torch.jit.ScriptModule, atomic_numbers: Tensor, atoms: Tensor, all_atoms: bool) -> None:
         super().__init__()
@@ -99,7 +105,7 @@ def model_atoms(topology: app.Topology, atoms: Sequence[int] | None, metadata: M
     return indices, [everything[i].element.atomic_number for i in indices]
 
 
-def check_box(vectors: object, metadata: ModelMetadata) -> None:
+def check_box(vectors: Any, metadata: ModelMetadata) -> None:
     """Refuse a periodic box in which the minimum image cannot hold the cutoff.
 
     Parameters
@@ -115,7 +121,7 @@ def check_box(vectors: object, metadata: ModelMetadata) -> None:
         If a diagonal element is below twice the cutoff.
     """
     box = vectors.value_in_unit(unit.nanometer) if unit.is_quantity(vectors) else vectors
-    smallest = min(box[k][k] for k in range(3))  # type: ignore[index]
+    smallest = min(box[k][k] for k in range(3))
     if smallest < 2 * metadata.cutoff_nm:
         raise UnsupportedSystemError(
             f"the periodic box is too small: its smallest diagonal element is {smallest:.4g} nm, but model {metadata.name!r} with a cutoff of "

@@ -65,8 +65,8 @@ class SE3PotentialImpl(MLPotentialImpl):
         if self._potential is None:
             from openmm_se3.potential import SE3Potential
 
-            options = {**self._options, **{k: args[k] for k in ("forces", "device", "precision") if k in args}}
-            self._potential = SE3Potential(**options)
+            given = {k: args[k] for k in ("forces", "device", "precision") if k in args}
+            self._potential = SE3Potential(**(self._options | given))
         self._potential.addForces(topology, system, None if atoms is None else list(atoms), forceGroup)
 
     def getMLLongRange(self) -> bool:

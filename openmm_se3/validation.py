@@ -6,6 +6,7 @@ Run by export, by the tests on every released model, and by users on theirs.
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -176,7 +177,7 @@ def _check_symmetries(model: torch.jit.ScriptModule, x: Tensor, z: Tensor, limit
         worst = 0.0
         for _ in range(5):
             rotation = _random_rotation(rng, reflect).to(x.dtype)
-            worst = max(worst, error(x @ rotation.T, z, lambda f, q=rotation: f @ q))
+            worst = max(worst, error(x @ rotation.T, z, partial(torch.matmul, other=rotation)))
         add(f"equivariance under {name}, relative", worst, limit)
     add("equivariance under translation, relative", error(x + 0.5, z, lambda f: f), limit)
     order = torch.tensor(rng.permutation(len(z)))

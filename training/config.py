@@ -23,9 +23,9 @@ class _Section(BaseModel):
 class LossConfig(_Section):
     """Weights of equation 3.2; each term is normalised by the spread of its labels before it is weighted."""
 
-    energy_weight: float = Field(0.1, ge=0)
-    force_weight: float = Field(1.0, ge=0)
-    conservative_weight: float = Field(0.0, ge=0)
+    energy_weight: float = Field(default=0.1, ge=0)
+    force_weight: float = Field(default=1.0, ge=0)
+    conservative_weight: float = Field(default=0.0, ge=0)
 
 
 class OptimizerConfig(_Section):
@@ -33,12 +33,12 @@ class OptimizerConfig(_Section):
 
     learning_rate: PositiveFloat = 1e-3
     schedule: Literal["warmup-cosine", "steps"] = "warmup-cosine"
-    warmup_steps: int = Field(500, ge=0)
-    final_fraction: float = Field(0.01, ge=0, le=1)
+    warmup_steps: int = Field(default=500, ge=0)
+    final_fraction: float = Field(default=0.01, ge=0, le=1)
     milestones: tuple[PositiveInt, ...] = ()
-    drop: float = Field(0.1, gt=0, lt=1)
+    drop: float = Field(default=0.1, gt=0, lt=1)
     gradient_clip: PositiveFloat = 10.0
-    ema_decay: float = Field(0.999, ge=0, lt=1)
+    ema_decay: float = Field(default=0.999, ge=0, lt=1)
 
 
 class RunConfig(_Section):

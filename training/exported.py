@@ -79,6 +79,8 @@ class ExportedModel(nn.Module):
         Elements in the order of the species index.
     """
 
+    species_of_number: Tensor
+
     def __init__(self, network: SE3Transformer, atomic_numbers: tuple[int, ...]) -> None:
         super().__init__()
         self.network = network

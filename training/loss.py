@@ -84,8 +84,8 @@ class ErrorSums:
         """Add `errors` of any shape under `name`."""
         total = self.sums.setdefault(name, [0.0, 0.0, 0.0])
         e = errors.detach().to(torch.float64)
-        for i, value in enumerate((e.numel(), e.abs().sum(), e.square().sum())):
-            total[i] += float(value)
+        for i, value in enumerate((float(e.numel()), float(e.abs().sum()), float(e.square().sum()))):
+            total[i] += value
 
     def add_batch(self, energies: Tensor, direct: Tensor, conservative: Tensor | None, batch: Batch) -> None:
         """Add the errors of one batch."""

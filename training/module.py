@@ -9,6 +9,7 @@ import lightning
 import numpy as np
 import torch
 from ase.data import atomic_numbers as NUMBER_OF_SYMBOL
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -127,14 +128,15 @@ class TrainingModule(lightning.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad()
+        energies: Tensor
+        conservative: Tensor | None
         if self.conservative:
             per_molecule, energies, direct, conservative = backward_force_matching(self._forward, batch, self.loss)
-            loss = per_molecule.mean()
         else:
             energies, direct, conservative = predict(self._forward, batch, False, create_graph=False)
             per_molecule = self.loss.per_molecule(energies, direct, conservative, batch)
-            loss = per_molecule.mean()
-            self.manual_backward(loss)
+            self.manual_backward(per_molecule.mean())
+        loss = per_molecule.detach().mean()
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.optimizer.gradient_clip)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             self._report_bad_batch(batch, per_molecule)
@@ -145,9 +147,9 @@ class TrainingModule(lightning.LightningModule):
         with torch.no_grad():
             errors = ErrorSums()
             errors.add_batch(energies, direct, conservative, batch)
-        self.latest = {"loss": float(loss.detach()), "gradient_norm": float(norm), "learning_rate": rate, **errors.result()}
+        self.latest = {"loss": float(loss), "gradient_norm": float(norm), "learning_rate": rate, **errors.result()}
 
-    def _report_bad_batch(self, batch: Batch, per_molecule: torch.Tensor) -> None:
+    def _report_bad_batch(self, batch: Batch, per_molecule: Tensor) -> None:
         finite = torch.isfinite(per_molecule)
         guilty = batch.frames[~finite] if not finite.all() else batch.frames
         for frame in guilty.tolist():
@@ -182,8 +184,8 @@ class TrainingModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add all that resuming and exporting need."""
-        keep = ("elements", "self_energies", "self_energies_origin", "statistics", "sha256", "sources", "level_of_theory")
-        keep += ("split_seed", "split_fractions")
+        keep = ["elements", "self_energies", "self_energies_origin", "statistics", "sha256", "sources", "level_of_theory"]
+        keep += ["split_seed", "split_fractions"]
         checkpoint["openmm_se3"] = {
             "config": self.config.model_dump(mode="json"),
             "data": {k: self.dataset.metadata.get(k) for k in keep},

@@ -44,6 +44,9 @@ class EdgeGeometry(torch.nn.Module):
     equation 2.1 need arise from repeated products with u, so no angle is ever computed and every derivative is finite.
     """
 
+    basis: Tensor
+    squared_norms: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         basis = torch.tensor(DEGREE_TWO_BASIS, dtype=torch.get_default_dtype())

@@ -37,6 +37,8 @@ class BesselBasis(nn.Module):
         Cutoff c, Angstrom.
     """
 
+    orders: Tensor
+
     def __init__(self, n_basis: int, cutoff: float) -> None:
         super().__init__()
         self.cutoff = cutoff

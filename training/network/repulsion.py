@@ -26,6 +26,12 @@ class ScreenedRepulsion(nn.Module):
     COEFFICIENTS = (0.18175, 0.50986, 0.28022, 0.02817)
     EXPONENTS = (3.19980, 0.94229, 0.40290, 0.20162)
 
+    charge_product: Tensor
+    inverse_screening: Tensor
+    inverse_range: Tensor
+    coefficients: Tensor
+    exponents: Tensor
+
     def __init__(self, atomic_numbers: tuple[int, ...]) -> None:
         super().__init__()
         z = torch.tensor(atomic_numbers, dtype=torch.get_default_dtype())

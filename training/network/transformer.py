@@ -99,6 +99,10 @@ class SE3Transformer(nn.Module):
     ``energy_shift`` per species, buffers that training sets from the statistics of its data.
     """
 
+    energy_scale: Tensor
+    force_scale: Tensor
+    energy_shift: Tensor
+
     def __init__(self, config: NetworkConfig, atomic_numbers: tuple[int, ...]) -> None:
         super().__init__()
         self.cutoff = config.cutoff

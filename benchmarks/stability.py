@@ -1,0 +1,119 @@
+"""Stable dynamics: the thesis' failing case and beyond; prints one line per trajectory, writes JSON.
+
+    python benchmarks/stability.py --model se3-ani1x --output stability.json
+
+- water, at the model's minimum, zero velocity: 10,000 NVE steps of 0.5 fs with the direct forces (the thesis' molecule flew
+  apart within a few hundred steps), then 1 ns of Langevin dynamics at 300 K: every O-H bond must stay within 0.8 to 1.25 Angstrom;
+- ethanol and alanine dipeptide, 100 ps at 300 K: every bond within 25% of its length at the minimum, energy finite.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import openmm
+from openmm import unit
+
+from openmm_se3 import SE3Potential
+from openmm_se3.simulate import SimulationSettings, minimize
+from openmm_se3.structures import read_structure
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def bonds_of(topology, positions):
+    """Pairs closer than 1.25 times the sum of their covalent radii, ``(n_bonds, 2)``, from the geometry itself."""
+    from ase.data import covalent_radii
+
+    radii = np.array([covalent_radii[a.element.atomic_number] for a in topology.atoms()]) / 10
+    distance = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
+    i, j = np.nonzero(np.triu(distance < 1.25 * (radii[:, None] + radii[None]), k=1))
+    return np.stack([i, j], axis=1)
+
+
+def run(name, structure, model, forces, ensemble, temperature, timestep, steps, every=20, seed=1):
+    """One trajectory; returns what was seen of bonds, temperature and energy."""
+    topology, positions = read_structure(EXAMPLES / structure)
+    settings = SimulationSettings(structure=structure, model=model)
+    positions = minimize(topology, positions, settings)
+    system = SE3Potential(model, forces=forces).createSystem(topology, removeCMMotion=ensemble == "nvt")
+    if ensemble == "nve":
+        integrator = openmm.VerletIntegrator(timestep * unit.femtosecond)
+    else:
+        integrator = openmm.LangevinMiddleIntegrator(temperature * unit.kelvin, 1 / unit.picosecond, timestep * unit.femtosecond)
+        integrator.setRandomNumberSeed(seed)
+    context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName("Reference"))
+    context.setPositions(positions)
+    if temperature > 0:
+        context.setVelocitiesToTemperature(temperature * unit.kelvin, seed)
+    pairs = bonds_of(topology, positions)
+    start = np.linalg.norm(positions[pairs[:, 0]] - positions[pairs[:, 1]], axis=1)
+    lowest, highest = np.full(len(pairs), np.inf), np.zeros(len(pairs))
+    kinetic, potential = [], []
+    begin = time.perf_counter()
+    for _ in range(steps // every):
+        integrator.step(every)
+        state = context.getState(getPositions=True, getEnergy=True)
+        x = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
+        length = np.linalg.norm(x[pairs[:, 0]] - x[pairs[:, 1]], axis=1)
+        lowest, highest = np.minimum(lowest, length), np.maximum(highest, length)
+        kinetic.append(state.getKineticEnergy().value_in_unit(unit.kilojoule_per_mole))
+        potential.append(state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole))
+    elapsed = time.perf_counter() - begin
+    freedom = 3 * len(x) - (3 if ensemble == "nvt" else 0)
+    gas = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
+    result = {
+        "trajectory": name,
+        "forces": forces,
+        "ensemble": ensemble,
+        "timestep_fs": timestep,
+        "steps": steps,
+        "picoseconds": steps * timestep * 1e-3,
+        "checked_every_steps": every,
+        "bonds": len(pairs),
+        "shortest_bond_angstrom": float(lowest.min() * 10),
+        "longest_bond_angstrom": float(highest.max() * 10),
+        "largest_relative_change_of_a_bond": float(np.maximum(highest / start - 1, 1 - lowest / start).max()),
+        "energy_finite": bool(np.isfinite(potential).all()),
+        "mean_temperature_k": float(2 * np.mean(kinetic) / freedom / gas),
+        "final_temperature_k": float(2 * np.mean(kinetic[-len(kinetic) // 10 :]) / freedom / gas),
+        "ms_per_step": elapsed / steps * 1e3,
+    }
+    print(
+        f"{name:28s} {result['picoseconds']:8.1f} ps  bonds {result['shortest_bond_angstrom']:.3f} to {result['longest_bond_angstrom']:.3f} A  "
+        f"change at most {100 * result['largest_relative_change_of_a_bond']:.1f}%  mean T {result['mean_temperature_k']:.1f} K  "
+        f"{result['ms_per_step']:.2f} ms/step",
+        flush=True,
+    )
+    return result
+
+
+def main():
+    """Run the chosen trajectories."""
+    cases = {
+        "water-nve": ("water, NVE from rest", "water.xyz", "direct", "nve", 0.0, 0.5, 10_000),
+        "water-nve-conservative": ("water, NVE conservative", "water.xyz", "conservative", "nve", 0.0, 0.5, 10_000),
+        "water-langevin": ("water, Langevin 300 K", "water.xyz", "direct", "nvt", 300.0, 0.5, 2_000_000),
+        "ethanol": ("ethanol, Langevin 300 K", "ethanol.sdf", "direct", "nvt", 300.0, 0.5, 200_000),
+        "alanine-dipeptide": ("alanine dipeptide, 300 K", "alanine_dipeptide.pdb", "direct", "nvt", 300.0, 0.5, 200_000),
+    }
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="se3-ani1x")
+    parser.add_argument("--case", choices=cases, action="append", help="by default all")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--timestep", type=float, help="femtoseconds; the simulated time stays the same")
+    arguments = parser.parse_args()
+    results = []
+    for case in arguments.case or cases:
+        name, structure, forces, ensemble, temperature, timestep, steps = cases[case]
+        if arguments.timestep:
+            steps, timestep = round(steps * timestep / arguments.timestep), arguments.timestep
+        results.append(run(name, structure, arguments.model, forces, ensemble, temperature, timestep, steps))
+        if arguments.output:
+            arguments.output.write_text(json.dumps({"model": arguments.model, "results": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
