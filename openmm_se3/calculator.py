@@ -99,6 +99,6 @@ class SE3Calculator(Calculator):
             positions.requires_grad_(True)
             energy = self._model.energy(positions, numbers, box)
             forces = -torch.autograd.grad([energy], [positions])[0]
-        value = float(energy) * _KJ_PER_MOL
+        value = float(energy.detach()) * _KJ_PER_MOL
         rotated = forces.detach().cpu().numpy() @ rotation * (_KJ_PER_MOL / units.nm)
         self.results = {"energy": value, "free_energy": value, "forces": rotated}

@@ -1,5 +1,6 @@
 """Bind a model to the atoms and the box of one System; the only file that knows `TorchForce`."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any, Optional
 
@@ -30,14 +31,15 @@ class _BoundDirect(torch.nn.Module):
     # TorchScript reads Optional, not "| None", in the signature of a scripted method.
     def forward(self, positions: Tensor, box_vectors: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:  # noqa: UP045
         with torch.no_grad():
+            x = positions.detach()
             if self.all_atoms:
-                energy, forces = self.model(positions, self.atomic_numbers, box_vectors)
+                energy, forces = self.model(x, self.atomic_numbers, box_vectors)
             else:
-                atoms = self.atoms.to(positions.device)
-                energy, selected = self.model(positions.index_select(0, atoms), self.atomic_numbers, box_vectors)
-                forces = torch.zeros_like(positions).index_copy(0, atoms, selected)
+                atoms = self.atoms.to(x.device)
+                energy, selected = self.model(x.index_select(0, atoms), self.atomic_numbers, box_vectors)
+                forces = torch.zeros_like(x).index_copy(0, atoms, selected)
             # TorchForce reads a raw pointer: dtype, device and layout must be those of the positions.
-            return energy, forces.to(positions).contiguous()
+            return energy, forces.to(x).contiguous()
 
 
 class _BoundConservative(torch.nn.Module):
@@ -170,12 +172,16 @@ def create_forces(
         If openmm-torch is not installed or does not match torch and OpenMM.
     """
     try:
+        # openmmtorch imports the deprecated name of OpenMM, which logs a warning that no user of ours can act on.
+        logging.disable(logging.WARNING)
         from openmmtorch import TorchForce
     except ImportError as error:
         raise ImportError(
             f"openmm-torch cannot be imported ({error}). Install exactly one build that matches torch {torch.__version__}: "
             "pip install 'openmm-se3[cpu]' (or [cuda12], [cuda13]), or conda install -c conda-forge openmm-torch."
         ) from error
+    finally:
+        logging.disable(logging.NOTSET)
     everything = list(atoms) == list(range(n_particles))
     bound_class = _BoundDirect if forces == "direct" else _BoundConservative
     bound = bound_class(model, torch.tensor(list(atomic_numbers)), torch.tensor(list(atoms)), everything)

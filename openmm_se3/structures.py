@@ -36,7 +36,8 @@ def read_structure(path: Path) -> tuple[app.Topology, np.ndarray]:
         raise UnsupportedSystemError(f"{path}: unknown kind of structure file {suffix!r}; expected one of {', '.join(SUFFIXES)}")
     try:
         if suffix in (".pdb", ".cif"):
-            file = app.PDBFile(str(path)) if suffix == ".pdb" else app.PDBxFile(str(path))
+            with open(path) as text:
+                file = app.PDBFile(text) if suffix == ".pdb" else app.PDBxFile(text)
             topology, positions = file.topology, np.array(file.getPositions(asNumpy=True).value_in_unit(unit.nanometer))
         else:
             topology, positions = _read_with_ase(path)
@@ -56,10 +57,11 @@ def _read_with_ase(path: Path) -> tuple[app.Topology, np.ndarray]:
     topology = app.Topology()
     residue = topology.addResidue("MOL", topology.addChain())
     made = [topology.addAtom(f"{s}{i + 1}", app.Element.getBySymbol(s), residue) for i, s in enumerate(atoms.get_chemical_symbols())]
-    # Bonds by distance: the model needs none, but trajectory viewers and the progress of bonds do.
-    for i, j in zip(*neighbor_list("ij", atoms, natural_cutoffs(atoms, mult=1.15)), strict=True):
-        if i < j:
-            topology.addBond(made[i], made[j])
+    # Bonds by distance: the model needs none, but trajectory viewers do. Coordinates that are not finite are refused later.
+    if np.isfinite(atoms.positions).all():
+        for i, j in zip(*neighbor_list("ij", atoms, natural_cutoffs(atoms, mult=1.15)), strict=True):
+            if i < j:
+                topology.addBond(made[i], made[j])
     positions = atoms.positions
     if atoms.pbc.all():
         lower, rotation = atoms.cell.standard_form()

@@ -79,6 +79,6 @@ print(SE3Potential(available_models()[0]).createSystem(topology).getNumForces())
 
 
 def test_importing_the_package_imports_no_torch():
-    program = "import sys, openmm_se3, openmm_se3.openmmml_plugin; print('torch' in sys.modules)"
+    program = "import sys, openmm_se3, openmmml, openmm_se3.openmmml_plugin; print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert result.stdout.strip() == "False", result.stderr

@@ -46,8 +46,8 @@ class CsvLog(lightning.Callback):
         self.path, self.every = path, every
         self._last = -1
 
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Write the header, or cut the log back to the checkpoint."""
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Write the header, or cut the log back to the checkpoint, whose step is known from here on."""
         if not trainer.is_global_zero:
             return
         rows = [r for r in read_log(self.path) if int(r["step"]) <= trainer.global_step] if self.path.exists() else []
@@ -64,9 +64,9 @@ class CsvLog(lightning.Callback):
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:
         """Log the latest batch."""
         step = trainer.global_step
-        if trainer.is_global_zero and isinstance(pl_module, TrainingModule) and step % self.every == 0 and step != self._last:
+        latest = pl_module.latest if isinstance(pl_module, TrainingModule) else {}
+        if latest and trainer.is_global_zero and step % self.every == 0 and step != self._last:
             self._last = step
-            latest = pl_module.latest
             row = {k: latest[k] for k in ("learning_rate", "gradient_norm", "loss")}
             row |= {f"train_{k}": v * KCAL_PER_MOL_PER_EV for k, v in latest.items() if f"train_{k}" in COLUMNS}
             self._append({"step": step, "bad_batches": len(pl_module.bad_batches), **row})
@@ -136,7 +136,7 @@ class ProgressDisplay(lightning.Callback):
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:
         """Advance the bar."""
-        if self._bar is None or not isinstance(pl_module, TrainingModule) or not hasattr(pl_module, "latest"):
+        if self._bar is None or not isinstance(pl_module, TrainingModule):
             return
         errors = "  ".join(f"{k} {v * KCAL_PER_MOL_PER_EV:.2f}" for k, v in pl_module.latest.items() if k in ("energy_rmse", "force_rmse"))
         self._bar.update(self._task, completed=trainer.global_step, description=f"{errors} kcal/mol(/Å)")

@@ -113,8 +113,9 @@ class ExportedModel(nn.Module):
             displacement = displacement.to(torch.float64)
         displacement = displacement * self.angstrom_per_nm
         energy, forces = self.network(species.clamp_min(0), displacement, neighbors, mask)
-        # An element the model does not know, or on a GPU a box that is too small, must never give a plausible number.
-        usable = (species >= 0).all()
+        # An element the model does not know, a coordinate that is not finite (it has no neighbours, so it would look like an
+        # isolated atom), or on a GPU a box that is too small: none may ever give a plausible number.
+        usable = (species >= 0).all() & torch.isfinite(x).all()
         if box is not None:
             usable = usable & (torch.minimum(torch.minimum(box[0, 0], box[1, 1]), box[2, 2]) >= 2 * self.cutoff_nm)
         factor = torch.where(usable, self.kj_per_mol_per_ev, float("nan")).to(torch.float64)
@@ -141,7 +142,8 @@ class ExportedModel(nn.Module):
         device = positions.device
         home = self.species_of_number.device
         with torch.no_grad():
-            x = positions.to(home)
+            # OpenMM's CPU kernels ask for gradients of the positions always; without detach the interpreter would prepare for them.
+            x = positions.detach().to(home)
             energy, forces = self._evaluate(x, atomic_numbers.to(home), box_vectors)
             forces = remove_net_force_and_torque(forces, x, box_vectors is None)
         return energy.to(device), forces.to(device).contiguous()

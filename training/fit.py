@@ -71,6 +71,8 @@ def fit(config: FitConfig | None, output: Path, resume: bool = False, accelerato
     run = config.run
     has_validation = len(dataset.indices("validation")) > 0
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")
+    warnings.filterwarnings("ignore", ".*pre-optimization state.*")
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*that has no length.*|.*no `__len__`.*")
     warnings.filterwarnings("ignore", ".*ModelCheckpoint.*exists and is not empty.*|.*Checkpoint directory.*")

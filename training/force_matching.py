@@ -8,9 +8,9 @@ a directional derivative of dE/dw along g. A short step along g gives it from fi
 
     -d/dw [ E(x + h g) - E(x) ] / h,
 
-which is exact to first order in h at the point half a step away. Each molecule has its own h, such that its atom with the
-largest g moves by `STEP`. Two evaluations of the network and its ordinary backward pass take the place of a backward pass
-through a backward pass: about half the time, and it works where a second derivative does not exist (compiled networks).
+exact to first order in h. Each molecule has its own h, such that its atom with the largest g moves by `STEP`. Two evaluations of
+the network and its ordinary backward pass take the place of a backward pass through a backward pass, which costs more time and
+memory (`benchmarks/force_matching.py` prints the ratio).
 """
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from training.data.batches import Batch
 from training.loss import EnergyForceLoss, molecule_energies
 
-STEP = 0.01  # Angstrom; half of it is far below the length on which forces change, and 1e4 times float32's resolution of positions
+STEP = 5e-4  # Angstrom: against differentiating twice, 2% of a trained network's gradient; float32's rounding is far below that
 
 
 def backward_force_matching(network: nn.Module, batch: Batch, loss: EnergyForceLoss) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -28,7 +28,7 @@ def backward_force_matching(network: nn.Module, batch: Batch, loss: EnergyForceL
     Parameters
     ----------
     network : Module
-        `SE3Transformer`, compiled or not.
+        `SE3Transformer`.
     batch : Batch
         With forces.
     loss : EnergyForceLoss

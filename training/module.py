@@ -85,6 +85,7 @@ class TrainingModule(lightning.LightningModule):
         self.batches_seen = 0
         self.bad_batches: list[dict[str, Any]] = []
         self._bad_in_a_row = 0
+        self.latest: dict[str, float] = {}
         self._errors = ErrorSums()
         compiled = torch.compile(self.network, dynamic=True) if config.run.compile else self.network
         object.__setattr__(self, "_forward", compiled)  # not a submodule: its weights are those of `network`

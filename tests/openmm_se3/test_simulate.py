@@ -172,7 +172,7 @@ class TestRefusals:
 
     def test_dynamics_that_fail_keep_their_frames(self, tmp_path):
         with pytest.raises(SimulationError, match=r"dynamics failed near step .*shorter --timestep"):
-            simulate(replace(SHORT, timestep_fs=500.0, temperature=3000.0, steps=400, minimize=False), tmp_path / "md")
+            simulate(replace(SHORT, temperature=1e300, minimize=False), tmp_path / "md")
         assert (tmp_path / "md" / "log.csv").exists()
 
     def test_coincident_atoms_are_named(self):

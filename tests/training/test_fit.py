@@ -49,11 +49,11 @@ def test_run_leaves_everything(tmp_path):
 def test_a_handful_of_molecules_can_be_learned(tmp_path, loss):
     """Each term of the loss falls well below what a constant prediction gives."""
     dataset = sample_dataset(tmp_path, validation=0.0)
-    config = small_config(dataset.directory, max_steps=120, log_every=10)
-    config = config.model_copy(update={"loss": LossConfig(**loss)})
+    config = small_config(dataset.directory, max_steps=300)
+    config = config.model_copy(update={"loss": LossConfig(**loss), "optimizer": OptimizerConfig(learning_rate=3e-3, warmup_steps=20)})
     fit(config, tmp_path / "run", accelerator="cpu")
     losses = [float(r["loss"]) for r in read_log(tmp_path / "run" / "log.csv")]
-    assert np.mean(losses[-3:]) < 0.4 * losses[0]
+    assert np.mean(losses[-20:]) < 0.5 * np.mean(losses[:5])
 
 
 def test_energies_alone(tmp_path):
@@ -241,6 +241,7 @@ class TestConfig:
             ({"data": "x", "network": {"hidden_channels": 10, "num_heads": 4}}, "must be divisible by num_heads"),
             ({"data": "x", "network": {"channels": [4, 4]}}, "three positive numbers"),
             ({"data": "x", "loss": {"energy_weight": 0, "force_weight": 0}}, "nothing to learn"),
+            ({"data": "x", "loss": {"conservative_weight": 1}, "run": {"compile": True}}, "energies and direct forces only"),
             ({}, "data: Field required"),
             (None, "top level"),
         ],

@@ -134,6 +134,13 @@ class TestExportedModule:
         assert torch.isnan(energy)
         assert torch.isnan(forces).all()
 
+    def test_coordinates_that_are_not_finite_give_nan_never_a_number(self):
+        model = ExportedModel(small_network(), NUMBERS)
+        for bad in (float("nan"), float("inf")):
+            energy, forces = model(torch.tensor([[0.0, 0, 0], [0.1, bad, 0], [0, 0, 0.1]]), torch.tensor([1, 6, 8]))
+            assert torch.isnan(energy)
+            assert torch.isnan(forces).all()
+
     def test_small_box_is_refused(self):
         model = ExportedModel(small_network(), NUMBERS)
         with pytest.raises(ValueError, match="box is too small"):
