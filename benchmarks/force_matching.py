@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from ase.data import atomic_numbers as NUMBER_OF_SYMBOL
 
 from training.checkpoint import load_checkpoint
 from training.config import LossConfig
@@ -32,7 +33,7 @@ def main():
     dataset = PackedDataset(arguments.packed)
     statistics = loaded.data["statistics"]
     loss = EnergyForceLoss(LossConfig(conservative_weight=1.0), statistics["residual_per_sqrt_atom"]["rms"], statistics["force_rms"])
-    numbers = tuple(np.flatnonzero(dataset.self_energies()).tolist())
+    numbers = tuple(NUMBER_OF_SYMBOL[s] for s in loaded.config.network.elements)
     collate = Collator(dataset, numbers, loaded.config.network.cutoff)
     frames = dataset.indices("all")
     stream = SizeSampler(frames, np.diff(dataset.offsets)[frames], 100, 25_000, 0).stream(0)

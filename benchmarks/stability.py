@@ -36,8 +36,7 @@ def bonds_of(topology, positions):
 def run(name, structure, model, forces, ensemble, temperature, timestep, steps, every=20, seed=1):
     """One trajectory; returns what was seen of bonds, temperature and energy."""
     topology, positions = read_structure(EXAMPLES / structure)
-    settings = SimulationSettings(structure=structure, model=model)
-    positions = minimize(topology, positions, settings)
+    positions = minimize(topology, positions, SimulationSettings(structure=structure, model=model, forces=forces))
     system = SE3Potential(model, forces=forces).createSystem(topology, removeCMMotion=ensemble == "nvt")
     if ensemble == "nve":
         integrator = openmm.VerletIntegrator(timestep * unit.femtosecond)
@@ -52,8 +51,8 @@ def run(name, structure, model, forces, ensemble, temperature, timestep, steps, 
     start = np.linalg.norm(positions[pairs[:, 0]] - positions[pairs[:, 1]], axis=1)
     lowest, highest = np.full(len(pairs), np.inf), np.zeros(len(pairs))
     kinetic, potential = [], []
-    begin = time.perf_counter()
-    for _ in range(steps // every):
+    begin, last = time.perf_counter(), 0.0
+    for k in range(steps // every):
         integrator.step(every)
         state = context.getState(getPositions=True, getEnergy=True)
         x = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
@@ -61,6 +60,10 @@ def run(name, structure, model, forces, ensemble, temperature, timestep, steps, 
         lowest, highest = np.minimum(lowest, length), np.maximum(highest, length)
         kinetic.append(state.getKineticEnergy().value_in_unit(unit.kilojoule_per_mole))
         potential.append(state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole))
+        done = (k + 1) * every * timestep * 1e-3
+        if done - last >= 50.0:
+            last = done
+            print(f"  {name}: {done:.0f} ps so far, bonds {10 * lowest.min():.3f} to {10 * highest.max():.3f} A", flush=True)
     elapsed = time.perf_counter() - begin
     freedom = 3 * len(x) - (3 if ensemble == "nvt" else 0)
     gas = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)

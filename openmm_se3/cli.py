@@ -61,7 +61,7 @@ def simulate(
         raise _fail(ValueError("give a structure file, or --resume with --output"))
     directory = output if output is not None else Path(f"{structure.stem}-md")  # type: ignore[union-attr]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    started: list[float] = []
+    seen: list[tuple[float, float]] = []
     try:
         settings = None
         if not resume:
@@ -83,14 +83,11 @@ def simulate(
         with Progress(*columns, console=console) as bar:
             task = bar.add_task("setting up", total=None)
 
-            def show(step: int, total: int, kelvin: float, potential: float) -> None:
-                started.append(time.monotonic())
-                per_day = ""
-                if len(started) > 1:
-                    every = settings.report_every if settings else report_every
-                    femtoseconds = (len(started) - 1) * every * (settings.timestep_fs if settings else timestep)
-                    per_day = f"  {femtoseconds * 1e-6 / (started[-1] - started[0]) * 86400:.2f} ns/day"
-                bar.update(task, completed=step, total=total, description=f"{kelvin:.0f} K  {potential:.1f} kJ/mol{per_day}")
+            def show(step: int, total: int, picoseconds: float, kelvin: float, potential: float) -> None:
+                seen.append((time.monotonic(), picoseconds))
+                (t0, p0), (t1, p1) = seen[0], seen[-1]
+                speed = f"  {(p1 - p0) * 1e-3 / (t1 - t0) * 86400:.2f} ns/day" if t1 > t0 else ""
+                bar.update(task, completed=step, total=total, description=f"{kelvin:.0f} K  {potential:.1f} kJ/mol{speed}")
 
             run(settings, directory, resume, show)
     except (SimulationError, UnsupportedSystemError, ModelFileError, FileExistsError, ValueError, ImportError, openmm.OpenMMException) as error:

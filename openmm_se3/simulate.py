@@ -24,6 +24,7 @@ TRAJECTORY_FILE = "trajectory.dcd"
 LOG_FILE = "log.csv"
 PLOT_FILE = "energy_temperature.png"
 FINAL_FILE = "final.pdb"
+FORCE_TOLERANCE = 0.01  # eV/Angstrom, on each atom
 _CSV_HEADER = ("step", "time_ps", "potential_kj_per_mol", "kinetic_kj_per_mol", "total_kj_per_mol", "temperature_k")
 
 
@@ -58,7 +59,7 @@ class SimulationSettings:
     report_every : int
         Steps between frames, log lines and checkpoints.
     minimize : bool
-        Whether to minimise first, with the conservative forces.
+        Whether to minimise first, see `minimize`.
     platform : str
         OpenMM platform; ``auto`` takes CUDA if there is one, else Reference, whose step overhead is the smallest on a CPU.
     seed : int
@@ -106,26 +107,41 @@ def choose_platform(name: str) -> openmm.Platform:
 
 
 def minimize(topology: app.Topology, positions: np.ndarray, settings: SimulationSettings, max_iterations: int = 500) -> np.ndarray:
-    """Minimise with the conservative forces: a line search needs forces that belong to the energy.
+    """Minimise with the forces that will drive the dynamics, until none exceeds `FORCE_TOLERANCE`.
+
+    ASE's LBFGS goes by forces alone, so direct forces, which are no exact gradient, do not confuse a line search; and it moves no
+    atom by more than 0.05 Angstrom at once, so it stays in the basin it started in.
+
+    Parameters
+    ----------
+    topology : openmm.app.Topology
+        Atoms and box.
+    positions : ndarray
+        ``(n_atoms, 3)`` nm.
+    settings : SimulationSettings
+        Model, force mode and platform.
+    max_iterations : int
+        Most steps; what was reached by then is returned.
 
     Returns
     -------
     ndarray
         ``(n_atoms, 3)`` nm.
-
-    Raises
-    ------
-    SimulationError
-        If the energy at the start is not finite.
     """
-    system = SE3Potential(settings.model, forces="conservative", precision=settings.precision).createSystem(topology, removeCMMotion=False)
-    context = openmm.Context(system, openmm.VerletIntegrator(0.001), choose_platform(settings.platform))
-    context.setPositions(positions)
-    energy = context.getState(getEnergy=True).getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
-    if not np.isfinite(energy):
-        raise SimulationError("the energy of the starting structure is not finite; look for overlapping atoms")
-    openmm.LocalEnergyMinimizer.minimize(context, 10.0, max_iterations)
-    return np.array(context.getState(getPositions=True).getPositions(asNumpy=True).value_in_unit(unit.nanometer))
+    from ase import Atoms, units
+    from ase.optimize import LBFGS
+
+    from openmm_se3.calculator import SE3Calculator
+
+    atoms = Atoms([a.element.symbol for a in topology.atoms()], positions=positions * (units.nm / units.Ang))
+    box = topology.getPeriodicBoxVectors()
+    if box is not None:
+        atoms.set_cell(np.array(box.value_in_unit(unit.angstrom)))
+        atoms.pbc = True
+    device = "cuda" if choose_platform(settings.platform).getName() == "CUDA" else "cpu"
+    atoms.calc = SE3Calculator(settings.model, forces=settings.forces, precision=settings.precision, device=device)
+    LBFGS(atoms, maxstep=0.05, logfile=None).run(fmax=FORCE_TOLERANCE, steps=max_iterations)
+    return np.array(atoms.positions * (units.Ang / units.nm))
 
 
 def _integrator(settings: SimulationSettings) -> openmm.Integrator:
@@ -156,6 +172,7 @@ class _Outputs:
     def __init__(self, directory: Path, settings: SimulationSettings, simulation: app.Simulation) -> None:
         self.directory, self.settings, self.simulation = directory, settings, simulation
         self.dof = _degrees_of_freedom(simulation.system)
+        self.time = 0.0
         self.temperature = 0.0
         self.potential = 0.0
 
@@ -188,8 +205,8 @@ class _Outputs:
         box = state.getPeriodicBoxVectors() if self.simulation.system.usesPeriodicBoundaryConditions() else None
         self._dcd.writeModel(state.getPositions(), periodicBoxVectors=box)
         self._file.flush()
-        time = state.getTime().value_in_unit(unit.picosecond)
-        values = (time, potential, kinetic, potential + kinetic, self.temperature)
+        self.time = state.getTime().value_in_unit(unit.picosecond)
+        values = (self.time, potential, kinetic, potential + kinetic, self.temperature)
         with open(self.directory / LOG_FILE, "a", newline="") as file:
             csv.writer(file).writerow([self.simulation.currentStep, *(f"{v:.8g}" for v in values)])
         _replace(self.directory / STATE_FILE, lambda p: p.write_text(openmm.XmlSerializer.serialize(state)))
@@ -225,7 +242,7 @@ def simulate(
     settings: SimulationSettings | None,
     output: Path,
     resume: bool = False,
-    progress: Callable[[int, int, float, float], None] | None = None,
+    progress: Callable[[int, int, float, float, float], None] | None = None,
 ) -> Path:
     """Run, or continue, a simulation.
 
@@ -239,7 +256,7 @@ def simulate(
     resume : bool
         Continue the run in `output` from its checkpoint.
     progress : callable, optional
-        Called with the step, all steps, the temperature (K) and the potential energy (kJ/mol).
+        Called with the step, all steps, the simulated time (ps), the temperature (K) and the potential energy (kJ/mol).
 
     Returns
     -------
@@ -294,7 +311,7 @@ def simulate(
             simulation.step(min(settings.report_every, settings.steps - simulation.currentStep))
             outputs.write()
             if progress is not None:
-                progress(simulation.currentStep, settings.steps, outputs.temperature, outputs.potential)
+                progress(simulation.currentStep, settings.steps, outputs.time, outputs.temperature, outputs.potential)
     except openmm.OpenMMException as error:
         reason = str(error).strip().split("\n")[-1]
         raise SimulationError(

@@ -77,7 +77,7 @@ def test_outputs(tmp_path):
 
 
 def test_minimisation_lowers_the_energy(tmp_path):
-    at_rest = replace(SHORT, structure=str(EXAMPLES / "ethanol.sdf"), temperature=0.0, ensemble="nve", steps=1, report_every=1)
+    at_rest = replace(SHORT, structure=str(EXAMPLES / "ethanol.sdf"), forces="conservative", temperature=0.0, ensemble="nve", steps=1, report_every=1)
     simulate(at_rest, tmp_path / "minimised")
     simulate(replace(at_rest, minimize=False), tmp_path / "not")
     energies = [read_log(tmp_path / d / "log.csv")["potential_kj_per_mol"][0] for d in ("minimised", "not")]
