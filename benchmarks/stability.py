@@ -33,7 +33,7 @@ def bonds_of(topology, positions):
     return np.stack([i, j], axis=1)
 
 
-def run(name, structure, model, forces, ensemble, temperature, timestep, steps, every=20, seed=1):
+def run(name, structure, model, forces, ensemble, temperature, timestep, steps, friction=10.0, every=20, seed=1):
     """One trajectory; returns what was seen of bonds, temperature and energy."""
     topology, positions = read_structure(EXAMPLES / structure)
     positions = minimize(topology, positions, SimulationSettings(structure=structure, model=model, forces=forces))
@@ -41,7 +41,7 @@ def run(name, structure, model, forces, ensemble, temperature, timestep, steps, 
     if ensemble == "nve":
         integrator = openmm.VerletIntegrator(timestep * unit.femtosecond)
     else:
-        integrator = openmm.LangevinMiddleIntegrator(temperature * unit.kelvin, 1 / unit.picosecond, timestep * unit.femtosecond)
+        integrator = openmm.LangevinMiddleIntegrator(temperature * unit.kelvin, friction / unit.picosecond, timestep * unit.femtosecond)
         integrator.setRandomNumberSeed(seed)
     context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName("Reference"))
     context.setPositions(positions)
@@ -61,7 +61,7 @@ def run(name, structure, model, forces, ensemble, temperature, timestep, steps, 
         kinetic.append(state.getKineticEnergy().value_in_unit(unit.kilojoule_per_mole))
         potential.append(state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole))
         done = (k + 1) * every * timestep * 1e-3
-        if done - last >= 50.0:
+        if done - last >= 10.0:
             last = done
             print(f"  {name}: {done:.0f} ps so far, bonds {10 * lowest.min():.3f} to {10 * highest.max():.3f} A", flush=True)
     elapsed = time.perf_counter() - begin
@@ -72,6 +72,7 @@ def run(name, structure, model, forces, ensemble, temperature, timestep, steps, 
         "forces": forces,
         "ensemble": ensemble,
         "timestep_fs": timestep,
+        "friction_per_ps": friction if ensemble == "nvt" else None,
         "steps": steps,
         "picoseconds": steps * timestep * 1e-3,
         "checked_every_steps": every,
@@ -107,13 +108,14 @@ def main():
     parser.add_argument("--case", choices=cases, action="append", help="by default all")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--timestep", type=float, help="femtoseconds; the simulated time stays the same")
+    parser.add_argument("--friction", type=float, default=10.0, help="of the Langevin thermostat, 1/ps")
     arguments = parser.parse_args()
     results = []
     for case in arguments.case or cases:
         name, structure, forces, ensemble, temperature, timestep, steps = cases[case]
         if arguments.timestep:
             steps, timestep = round(steps * timestep / arguments.timestep), arguments.timestep
-        results.append(run(name, structure, arguments.model, forces, ensemble, temperature, timestep, steps))
+        results.append(run(name, structure, arguments.model, forces, ensemble, temperature, timestep, steps, arguments.friction))
         if arguments.output:
             arguments.output.write_text(json.dumps({"model": arguments.model, "results": results}, indent=1) + "\n")
 

@@ -43,7 +43,7 @@ def simulate(
     ensemble: Annotated[str, typer.Option(help="nvt (Langevin) or nve (Verlet).")] = "nvt",
     temperature: Annotated[float, typer.Option(help="Kelvin; 0 starts at rest.")] = 300.0,
     timestep: Annotated[float, typer.Option(help="Femtoseconds.")] = 0.5,
-    friction: Annotated[float, typer.Option(help="Langevin friction, 1/ps.")] = 1.0,
+    friction: Annotated[float, typer.Option(help="Langevin friction, 1/ps.")] = 10.0,
     steps: Annotated[int, typer.Option(help="Steps in all.")] = 20_000,
     report_every: Annotated[int, typer.Option(help="Steps between frames, log lines and checkpoints.")] = 100,
     minimize: Annotated[bool, typer.Option(help="Minimise first.")] = True,
@@ -54,7 +54,7 @@ def simulate(
     """Minimise a structure, run dynamics, write trajectory, log, checkpoint and a picture."""
     import openmm
 
-    from openmm_se3.simulate import PLOT_FILE, TRAJECTORY_FILE, SimulationError, SimulationSettings
+    from openmm_se3.simulate import PLOT_FILE, TRAJECTORY_FILE, SimulationError, SimulationSettings, temperature_deviation
     from openmm_se3.simulate import simulate as run
 
     if structure is None and not (resume and output is not None):
@@ -92,6 +92,14 @@ def simulate(
             run(settings, directory, resume, show)
     except (SimulationError, UnsupportedSystemError, ModelFileError, FileExistsError, ValueError, ImportError, openmm.OpenMMException) as error:
         raise _fail(error) from None
+    deviation = temperature_deviation(directory)
+    if deviation is not None and abs(deviation) > 0.1:
+        console.print(
+            f"[bold yellow]notice:[/] the mean temperature is {100 * deviation:+.0f}% off the thermostat's. Direct forces put heat in: raise "
+            "--friction, or use --forces conservative.",
+            highlight=False,
+            soft_wrap=True,
+        )
     console.print(f"wrote {directory / TRAJECTORY_FILE}, log.csv, final.pdb and {directory / PLOT_FILE}", highlight=False, soft_wrap=True)
 
 

@@ -15,8 +15,8 @@ from openmm_se3.model_file import ModelMetadata
 FORCE_MODES = ("direct", "conservative")
 
 
-class _BoundDirect(torch.nn.Module):
-    """Energy and direct forces of all particles of a System; atoms outside the model get none."""
+class _Bound(torch.nn.Module):
+    """A model with the atoms of a System that it describes, as buffers, so that they follow it to the GPU."""
 
     atomic_numbers: Tensor
     atoms: Tensor
@@ -27,6 +27,10 @@ class _BoundDirect(torch.nn.Module):
         self.all_atoms = all_atoms
         self.register_buffer("atomic_numbers", atomic_numbers)
         self.register_buffer("atoms", atoms)
+
+
+class _BoundDirect(_Bound):
+    """Energy and direct forces of all particles of a System; atoms outside the model get none."""
 
     # TorchScript reads Optional, not "| None", in the signature of a scripted method.
     def forward(self, positions: Tensor, box_vectors: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:  # noqa: UP045
@@ -42,18 +46,8 @@ class _BoundDirect(torch.nn.Module):
             return energy, forces.to(x).contiguous()
 
 
-class _BoundConservative(torch.nn.Module):
+class _BoundConservative(_Bound):
     """Energy of the model's atoms; TorchForce differentiates it."""
-
-    atomic_numbers: Tensor
-    atoms: Tensor
-
-    def __init__(self, model: torch.jit.ScriptModule, atomic_numbers: Tensor, atoms: Tensor, all_atoms: bool) -> None:
-        super().__init__()
-        self.model = model
-        self.all_atoms = all_atoms
-        self.register_buffer("atomic_numbers", atomic_numbers)
-        self.register_buffer("atoms", atoms)
 
     def forward(self, positions: Tensor, box_vectors: Optional[Tensor] = None) -> Tensor:  # noqa: UP045
         chosen = positions if self.all_atoms else positions.index_select(0, self.atoms.to(positions.device))

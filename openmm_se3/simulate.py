@@ -53,7 +53,7 @@ class SimulationSettings:
     timestep_fs : float
         Femtoseconds.
     friction_per_ps : float
-        Langevin friction.
+        Langevin friction. The default couples tightly, because direct forces put heat in (see the model's card).
     steps : int
         Steps in all.
     report_every : int
@@ -73,7 +73,7 @@ class SimulationSettings:
     ensemble: str = "nvt"
     temperature: float = 300.0
     timestep_fs: float = 0.5
-    friction_per_ps: float = 1.0
+    friction_per_ps: float = 10.0
     steps: int = 20_000
     report_every: int = 100
     minimize: bool = True
@@ -347,6 +347,21 @@ def read_log(path: Path) -> dict[str, np.ndarray]:
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
     return {name: np.array([float(r[name]) for r in rows]) for name in _CSV_HEADER}
+
+
+def temperature_deviation(output: Path) -> float | None:
+    """Relative deviation of the mean temperature, over the second half of a finished run, from that of its thermostat.
+
+    Returns
+    -------
+    float or None
+        None where there is no thermostat, or there are fewer than 100 samples to judge by.
+    """
+    settings = SimulationSettings(**json.loads((output / SETTINGS_FILE).read_text()))
+    temperature = read_log(output / LOG_FILE)["temperature_k"]
+    if settings.ensemble != "nvt" or settings.temperature == 0 or len(temperature) < 100:
+        return None
+    return float(temperature[len(temperature) // 2 :].mean() / settings.temperature - 1)
 
 
 def plot_log(log: Path, picture: Path) -> None:

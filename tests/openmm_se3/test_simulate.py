@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from openmm_se3.cli import app as cli
 from openmm_se3.errors import UnsupportedSystemError
-from openmm_se3.simulate import SimulationError, SimulationSettings, read_log, simulate, truncate_dcd
+from openmm_se3.simulate import SimulationError, SimulationSettings, read_log, simulate, temperature_deviation, truncate_dcd
 from openmm_se3.structures import check_coordinates, read_structure
 from tests.openmm_se3.helpers import EXAMPLES, MODEL, ROOT
 
@@ -178,6 +178,15 @@ class TestRefusals:
     def test_coincident_atoms_are_named(self):
         with pytest.raises(UnsupportedSystemError, match=r"atoms 0 \(H\) and 1 \(O\)"):
             check_coordinates(np.zeros((2, 3)), ["H", "O"])
+
+
+def test_temperature_off_the_thermostat_is_noticed(tmp_path):
+    simulate(SHORT, tmp_path / "md")
+    assert temperature_deviation(tmp_path / "md") is None  # four samples tell nothing
+    header = (tmp_path / "md" / "log.csv").read_text().splitlines()[0]
+    rows = [f"{i},{0.01 * i},0,1,1,{400 if i > 100 else 900}" for i in range(1, 201)]
+    (tmp_path / "md" / "log.csv").write_text("\n".join([header, *rows]) + "\n")
+    assert temperature_deviation(tmp_path / "md") == pytest.approx(1 / 3)
 
 
 class TestCommandLine:

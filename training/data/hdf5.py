@@ -60,6 +60,36 @@ def _check_unit(data: h5py.Dataset, configured: str, factor: Any, path: Path) ->
         raise DataError(f"{path}: {data.name} states its units as {text!r}, but {configured!r} was asked for; pass the unit of the file")
 
 
+def _finite_blocks(
+    path: Path,
+    report: ReadReport,
+    atomic_numbers: np.ndarray,
+    coordinates: h5py.Dataset,
+    energies: h5py.Dataset,
+    energy_in_ev: float,
+    forces: h5py.Dataset | None,
+    force_in_ev_per_angstrom: float,
+) -> Iterator[FrameBlock]:
+    """Read one group some thousand frames at a time, convert units, leave out what is not finite."""
+    formula = hill_formula(atomic_numbers)
+    for start in range(0, coordinates.shape[0], _BLOCK):
+        part = slice(start, start + _BLOCK)
+        try:
+            block = FrameBlock(
+                formula=formula,
+                atomic_numbers=atomic_numbers,
+                coordinates=np.asarray(coordinates[part], dtype=np.float32),
+                energies=np.asarray(energies[part], dtype=np.float64) * energy_in_ev,
+                forces=None if forces is None else (np.asarray(forces[part], dtype=np.float64) * force_in_ev_per_angstrom).astype(np.float32),
+            )
+        except OSError as error:
+            where = coordinates.parent.name
+            raise DataError(f"{path}: cannot read {where} ({error}); the file is damaged or cut off: copy it again") from error
+        kept = keep_finite(block, report)
+        if kept is not None:
+            yield kept
+
+
 def read_ani1x(
     path: Path,
     report: ReadReport,
@@ -115,22 +145,7 @@ def read_ani1x(
                 _expect_shape(forces, (n_frames, n_atoms, 3), path)
                 _check_unit(forces, force_unit, force_factor, path)
             atomic_numbers = np.asarray(numbers[()], dtype=np.uint8)
-            formula = hill_formula(atomic_numbers)
-            for start in range(0, n_frames, _BLOCK):
-                part = slice(start, start + _BLOCK)
-                try:
-                    block = FrameBlock(
-                        formula=formula,
-                        atomic_numbers=atomic_numbers,
-                        coordinates=np.asarray(coordinates[part], dtype=np.float32),
-                        energies=np.asarray(energies[part], dtype=np.float64) * e_factor,
-                        forces=None if forces is None else (np.asarray(forces[part], dtype=np.float64) * f_factor).astype(np.float32),
-                    )
-                except OSError as error:
-                    raise DataError(f"{path}: cannot read {group.name} ({error}); the file is damaged or cut off: copy it again") from error
-                kept = keep_finite(block, report)
-                if kept is not None:
-                    yield kept
+            yield from _finite_blocks(path, report, atomic_numbers, coordinates, energies, e_factor, forces, f_factor)
         if not found:
             raise DataError(f"{path}: no group with 'coordinates' in it; expected the layout of the ANI-1x release")
 
@@ -167,28 +182,13 @@ def read_ani1(path: Path, report: ReadReport, energy_unit: str = "Hartree", high
             if unknown:
                 raise DataError(f"{path}: {group.name}/species holds {', '.join(unknown)}, which are no chemical symbols")
             atomic_numbers = np.array([NUMBER_OF_SYMBOL[s] for s in symbols], dtype=np.uint8)
-            formula = hill_formula(atomic_numbers)
             for suffix in ("", "HE") if high_energy else ("",):
                 coordinates = _dataset(group, "coordinates" + suffix, path)
                 _expect_shape(coordinates, (None, len(symbols), 3), path)
                 energies = _dataset(group, "energies" + suffix, path)
                 _expect_shape(energies, (coordinates.shape[0],), path)
                 _check_unit(energies, energy_unit, energy_factor, path)
-                for start in range(0, coordinates.shape[0], _BLOCK):
-                    part = slice(start, start + _BLOCK)
-                    try:
-                        block = FrameBlock(
-                            formula=formula,
-                            atomic_numbers=atomic_numbers,
-                            coordinates=np.asarray(coordinates[part], dtype=np.float32),
-                            energies=np.asarray(energies[part], dtype=np.float64) * factor,
-                            forces=None,
-                        )
-                    except OSError as error:
-                        raise DataError(f"{path}: cannot read {group.name} ({error}); the file is damaged or cut off: copy it again") from error
-                    kept = keep_finite(block, report)
-                    if kept is not None:
-                        yield kept
+                yield from _finite_blocks(path, report, atomic_numbers, coordinates, energies, factor, None, 1.0)
         if not found:
             raise DataError(f"{path}: no group with 'species' in it; expected the layout of the ANI-1 release")
 
