@@ -14,7 +14,6 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -299,24 +298,3 @@ class PackedDataset:
         for symbol, energy in self.metadata["self_energies"].items():
             table[NUMBER_OF_SYMBOL[symbol]] = energy
         return table
-
-
-def write_packed(
-    blocks: Iterable[FrameBlock],
-    directory: Path,
-    with_forces: bool,
-    self_energies: dict[int, float] | None = None,
-    origin: str = "least squares",
-    fractions: dict[str, float] | None = None,
-    seed: int = 0,
-    extra: dict[str, Any] | None = None,
-) -> PackedDataset:
-    """Write all `blocks` and close; parameters as in `PackedWriter` and `PackedWriter.close`."""
-    writer = PackedWriter(directory, with_forces)
-    try:
-        for block in blocks:
-            writer.add(block)
-    except BaseException:
-        writer.discard()
-        raise
-    return writer.close(self_energies, origin, fractions or {}, seed, extra or {})
