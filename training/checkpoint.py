@@ -9,9 +9,11 @@ import torch
 from ase.data import atomic_numbers as NUMBER_OF_SYMBOL
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from training.config import FitConfig, parse_config
+from openmm_se3.errors import ModelFileError
+from openmm_se3.model_file import load_model
+from training.config import ConfigError, FitConfig, parse_config
 from training.data.frames import DataError
-from training.network import SE3Transformer
+from training.network import NetworkConfig, SE3Transformer
 
 
 class CheckpointError(ValueError):
@@ -90,3 +92,46 @@ def load_checkpoint(path: Path) -> LoadedCheckpoint:
     except RuntimeError as error:
         raise DataError(f"{path}: weights do not fit the network of its own configuration: {error}") from None
     return LoadedCheckpoint(network.eval().requires_grad_(False), config, ours["data"], int(raw["global_step"]))
+
+
+def initial_weights(name_or_path: str, config: NetworkConfig) -> dict[str, torch.Tensor]:
+    """Weights to start a new run from.
+
+    Parameters
+    ----------
+    name_or_path : str
+        Checkpoint of `fit`, exported file, or name of a released model.
+    config : NetworkConfig
+        Of the new run.
+
+    Returns
+    -------
+    dict of Tensor
+        State of an `SE3Transformer`, scales of its outputs included.
+
+    Raises
+    ------
+    CheckpointError
+        If it is neither a checkpoint nor a model file.
+    ConfigError
+        If its elements or sizes are not those of `config`.
+    """
+    path = Path(name_or_path)
+    if path.suffix == ".ckpt":
+        loaded = load_checkpoint(path)
+        elements, state = loaded.config.network.elements, loaded.network.state_dict()
+    else:
+        try:
+            model = load_model(name_or_path)
+        except ModelFileError as error:
+            raise CheckpointError(f"initial_model: {error}") from None
+        prefix = "network."
+        elements = tuple(model.metadata.elements)
+        state = {k.removeprefix(prefix): v for k, v in model.state_dict().items() if k.startswith(prefix)}
+    if elements != config.elements:
+        raise ConfigError(f"initial_model: {name_or_path} knows the elements {elements}, the configuration has {config.elements}; make them equal")
+    expected = SE3Transformer(config, tuple(NUMBER_OF_SYMBOL[s] for s in config.elements)).state_dict()
+    wrong = [k for k in expected.keys() | state.keys() if k not in expected or k not in state or expected[k].shape != state[k].shape]
+    if wrong:
+        raise ConfigError(f"initial_model: {name_or_path} has other sizes than network in the configuration ({len(wrong)} tensors, among them {min(wrong)})")
+    return state

@@ -61,12 +61,13 @@ class FitConfig(_Section):
     ----------
     data : str
         Directory of the packed data set.
-    initial_checkpoint : str or None
-        Checkpoint whose weights to start from (a new run; to continue one, resume it).
+    initial_model : str or None
+        Whose weights to start from: a checkpoint, an exported file, or the name of a released model. The sizes in `network` must be
+        those of that model. To continue a run, resume it.
     """
 
     data: str
-    initial_checkpoint: str | None = None
+    initial_model: str | None = None
     network: NetworkConfig = NetworkConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -9,7 +9,7 @@ import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from training.callbacks import CsvLog, ProgressDisplay
-from training.checkpoint import CheckpointError, SafeCheckpointIO, load_checkpoint
+from training.checkpoint import CheckpointError, SafeCheckpointIO, initial_weights
 from training.config import ConfigError, FitConfig, read_config
 from training.data.packed import PackedDataset
 from training.module import TrainingModule
@@ -60,9 +60,9 @@ def fit(config: FitConfig | None, output: Path, resume: bool = False, accelerato
     dataset = PackedDataset(config.data)
     lightning.seed_everything(config.run.seed, verbose=False)
     module = TrainingModule(config, dataset)
-    if config.initial_checkpoint is not None and not resume:
-        start = load_checkpoint(Path(config.initial_checkpoint)).network.state_dict()
+    if config.initial_model is not None and not resume:
         # The scales belong to the run that made the weights: keep them together, or the outputs would be rescaled.
+        start = initial_weights(config.initial_model, config.network)
         module.network.load_state_dict(start)
         module.ema.module.load_state_dict(start)
     output.mkdir(parents=True, exist_ok=True)

@@ -222,13 +222,13 @@ class TestCheckpoints:
         with pytest.raises(DataError, match="trained on other data"):
             fit(None, tmp_path / "run", resume=True, accelerator="cpu")
 
-    def test_initial_checkpoint_starts_from_its_weights(self, tmp_path):
+    def test_initial_model_starts_from_its_weights(self, tmp_path):
         dataset = sample_dataset(tmp_path)
         fit(small_config(dataset.directory), tmp_path / "first", accelerator="cpu")
         config = small_config(dataset.directory, max_steps=1)
         config = config.model_copy(
             update={
-                "initial_checkpoint": str(tmp_path / "first" / "last.ckpt"),
+                "initial_model": str(tmp_path / "first" / "last.ckpt"),
                 "optimizer": OptimizerConfig(learning_rate=1e-12, warmup_steps=0, ema_decay=0.0),
             }
         )
