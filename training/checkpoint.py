@@ -1,5 +1,6 @@
 """Checkpoints that survive a kill and a full disk, and the way back to a network."""
 
+import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,13 @@ from ase.data import atomic_numbers as NUMBER_OF_SYMBOL
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from openmm_se3.errors import ModelFileError
-from openmm_se3.model_file import load_model
+from openmm_se3.model_file import find_model, load_model
 from training.config import ConfigError, FitConfig, parse_config
 from training.data.frames import DataError
 from training.network import NetworkConfig, SE3Transformer
+
+#: Inside an exported file: configuration and weights of the network as it was trained, from which a new run can start.
+NETWORK_FILE = "network.ckpt"
 
 
 class CheckpointError(ValueError):
@@ -122,16 +126,22 @@ def initial_weights(name_or_path: str, config: NetworkConfig) -> dict[str, torch
         elements, state = loaded.config.network.elements, loaded.network.state_dict()
     else:
         try:
-            model = load_model(name_or_path)
+            elements = tuple(load_model(name_or_path).metadata.elements)
+            extra = {NETWORK_FILE: b""}
+            torch.jit.load(str(find_model(name_or_path)), map_location="cpu", _extra_files=extra)
         except ModelFileError as error:
             raise CheckpointError(f"initial_model: {error}") from None
-        prefix = "network."
-        elements = tuple(model.metadata.elements)
-        state = {k.removeprefix(prefix): v for k, v in model.state_dict().items() if k.startswith(prefix)}
+        if not extra[NETWORK_FILE]:
+            raise CheckpointError(
+                f"initial_model: {name_or_path} does not carry the network it was exported from; export it again, or give its checkpoint"
+            )
+        state = torch.load(io.BytesIO(extra[NETWORK_FILE]), map_location="cpu", weights_only=True)
     if elements != config.elements:
         raise ConfigError(f"initial_model: {name_or_path} knows the elements {elements}, the configuration has {config.elements}; make them equal")
     expected = SE3Transformer(config, tuple(NUMBER_OF_SYMBOL[s] for s in config.elements)).state_dict()
     wrong = [k for k in expected.keys() | state.keys() if k not in expected or k not in state or expected[k].shape != state[k].shape]
     if wrong:
-        raise ConfigError(f"initial_model: {name_or_path} has other sizes than network in the configuration ({len(wrong)} tensors, among them {min(wrong)})")
+        raise ConfigError(
+            f"initial_model: {name_or_path} has other sizes than the network of the configuration ({len(wrong)} tensors, among them {min(wrong)})"
+        )
     return state

@@ -1,5 +1,6 @@
 """`export`: a checkpoint in, one TorchScript file that keeps the contract out."""
 
+import io
 import os
 import subprocess
 from pathlib import Path
@@ -23,7 +24,7 @@ from openmm_se3.model_file import (
     weights_sha256,
 )
 from openmm_se3.validation import Check, validate_model
-from training.checkpoint import load_checkpoint
+from training.checkpoint import NETWORK_FILE, load_checkpoint
 from training.exported import ExportedModel
 from training.units import ANGSTROM_PER_NM, KJ_PER_MOL_PER_EV
 
@@ -145,10 +146,13 @@ def export(
         metrics=metrics or {},
     )
     text = metadata_to_json(metadata)
+    network = io.BytesIO()
+    torch.save(loaded.network.state_dict(), network)
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name("partial-" + output.name)
     try:
-        torch.jit.save(scripted, str(partial), _extra_files={METADATA_FILE: text, CHECKSUM_FILE: text_sha256(text)})
+        extra = {METADATA_FILE: text, CHECKSUM_FILE: text_sha256(text), NETWORK_FILE: network.getvalue()}
+        torch.jit.save(scripted, str(partial), _extra_files=extra)
         checks = validate_model(partial)
         failed = [f"{c.name}: {c.value:.2e} exceeds {c.limit:.0e}" for c in checks if not c.passed]
         if failed:

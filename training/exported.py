@@ -3,9 +3,13 @@
 import torch
 from torch import Tensor, nn
 
+from training.fused import FusedTransformer
 from training.network import SE3Transformer
 from training.network.rigid import remove_net_force_and_torque
 from training.units import ANGSTROM_PER_NM, KJ_PER_MOL_PER_EV
+
+#: Up to here, comparing all pairs of atoms in the network costs less than listing those within the cutoff.
+FEW_ATOMS = 32
 
 
 def minimum_image(displacement: Tensor, box: Tensor) -> Tensor:
@@ -23,6 +27,20 @@ def minimum_image(displacement: Tensor, box: Tensor) -> Tensor:
     displacement = displacement - torch.round(displacement[..., 2:3] / box[2, 2]) * box[2]
     displacement = displacement - torch.round(displacement[..., 1:2] / box[1, 1]) * box[1]
     return displacement - torch.round(displacement[..., 0:1] / box[0, 0]) * box[0]
+
+
+def all_others(positions: Tensor, box: Tensor | None, cutoff: float) -> tuple[Tensor, Tensor]:
+    """Every atom as a neighbour of every other, those beyond the cutoff masked: quickest for a few dozen atoms, of fixed shape.
+
+    Parameters and result as in `neighbor_matrix`; at least 2 atoms.
+    """
+    n_atoms = positions.shape[0]
+    slot = torch.arange(n_atoms - 1, device=positions.device).unsqueeze(0)
+    neighbors = slot + (slot >= torch.arange(n_atoms, device=positions.device).unsqueeze(1)).to(torch.int64)
+    d = positions.index_select(0, neighbors.view(-1)).view(n_atoms, n_atoms - 1, 3) - positions.unsqueeze(1)
+    if box is not None:
+        d = minimum_image(d, box)
+    return neighbors, (d * d).sum(-1) < cutoff * cutoff
 
 
 def neighbor_matrix(positions: Tensor, box: Tensor | None, cutoff: float, rows_at_once: int) -> tuple[Tensor, Tensor]:
@@ -80,45 +98,52 @@ class ExportedModel(nn.Module):
     """
 
     species_of_number: Tensor
+    poison_of_number: Tensor
 
     def __init__(self, network: SE3Transformer, atomic_numbers: tuple[int, ...]) -> None:
         super().__init__()
-        self.network = network
+        self.network = FusedTransformer(network) if isinstance(network, SE3Transformer) else network
+        self.few_atoms = FEW_ATOMS
         self.cutoff_nm = network.cutoff / ANGSTROM_PER_NM
         self.angstrom_per_nm = ANGSTROM_PER_NM
         self.kj_per_mol_per_ev = KJ_PER_MOL_PER_EV
-        species = torch.full((256,), -1, dtype=torch.int64)
+        species = torch.zeros(256, dtype=torch.int64)
         species[list(atomic_numbers)] = torch.arange(len(atomic_numbers))
         self.register_buffer("species_of_number", species)
+        poison = torch.full((256,), torch.nan, dtype=torch.get_default_dtype())
+        poison[list(atomic_numbers)] = 0.0
+        self.register_buffer("poison_of_number", poison)
 
     def _evaluate(self, positions: Tensor, atomic_numbers: Tensor, box_vectors: Tensor | None) -> tuple[Tensor, Tensor]:
         """Energy () float64 kJ/mol and direct forces ``(n_atoms, 3)`` kJ/mol/nm, before net force and torque are removed."""
         if positions.dim() != 2 or positions.shape[1] != 3 or positions.shape[0] != atomic_numbers.shape[0]:
             raise ValueError("positions must be (n_atoms, 3) and atomic_numbers (n_atoms,)")
-        species = self.species_of_number[atomic_numbers]
+        species = self.species_of_number.index_select(0, atomic_numbers)
         x = positions.detach()
         box = box_vectors
         if box is not None:
             box = box.to(positions)
             # On a GPU a comparison here would stall the device at every step; there the small box becomes NaN below.
-            smallest = torch.minimum(torch.minimum(box[0, 0], box[1, 1]), box[2, 2])
-            if not box.is_cuda and float(smallest) < 2 * self.cutoff_nm:
+            if not box.is_cuda and float(torch.diagonal(box).amin()) < 2 * self.cutoff_nm:
                 raise ValueError("the periodic box is too small: each diagonal element must be at least twice the cutoff of the model")
-        neighbors, mask = neighbor_matrix(x, box, self.cutoff_nm, max(1, 16777216 // max(1, x.shape[0])))
-        displacement = positions[neighbors] - positions.unsqueeze(1)
+        if 2 <= x.shape[0] <= self.few_atoms:
+            neighbors, mask = all_others(x, box, self.cutoff_nm)
+        else:
+            neighbors, mask = neighbor_matrix(x, box, self.cutoff_nm, max(1, 16777216 // max(1, x.shape[0])))
+        displacement = positions.index_select(0, neighbors.view(-1)).view(neighbors.shape[0], neighbors.shape[1], 3) - positions.unsqueeze(1)
         if box is not None:
             displacement = minimum_image(displacement, box)
         # The network takes distances in the precision of the positions, but not below its own.
-        if self.network.energy_scale.dtype == torch.float64:
+        if self.network.energy_shift.dtype == torch.float64:
             displacement = displacement.to(torch.float64)
         displacement = displacement * self.angstrom_per_nm
-        energy, forces = self.network(species.clamp_min(0), displacement, neighbors, mask)
-        # An element the model does not know, a coordinate that is not finite (it has no neighbours, so it would look like an
-        # isolated atom), or on a GPU a box that is too small: none may ever give a plausible number.
-        usable = (species >= 0).all() & torch.isfinite(x).all()
+        energy, forces = self.network(species, displacement, neighbors, mask)
+        # An element that the model does not know, a coordinate that is not finite (it has no neighbours and would look like an isolated
+        # atom), on a GPU also a box that is too small: none may ever give a plausible number. Zero times what is not finite is NaN.
+        factor = 0.0 * x.sum() + self.poison_of_number.index_select(0, atomic_numbers).sum() + self.kj_per_mol_per_ev
         if box is not None:
-            usable = usable & (torch.minimum(torch.minimum(box[0, 0], box[1, 1]), box[2, 2]) >= 2 * self.cutoff_nm)
-        factor = torch.where(usable, self.kj_per_mol_per_ev, float("nan")).to(torch.float64)
+            factor = torch.where(torch.diagonal(box).amin() >= 2 * self.cutoff_nm, factor, float("nan"))
+        factor = factor.to(torch.float64)
         return energy.to(torch.float64).sum() * factor, forces.to(positions.dtype) * (factor * self.angstrom_per_nm).to(positions.dtype)
 
     def forward(self, positions: Tensor, atomic_numbers: Tensor, box_vectors: Tensor | None = None) -> tuple[Tensor, Tensor]:

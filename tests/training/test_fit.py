@@ -1,5 +1,6 @@
 """Training: it learns, it survives a kill and a full disk, it notices what is not finite, it refuses bad configurations."""
 
+import dataclasses
 import errno
 import os
 import signal
@@ -21,6 +22,7 @@ from training.config import ConfigError, LossConfig, OptimizerConfig, parse_conf
 from training.data.batches import Batch, Collator
 from training.data.frames import DataError
 from training.data.prepare import prepare
+from training.export import export
 from training.fit import fit
 from training.force_matching import backward_force_matching
 from training.loss import EnergyForceLoss, predict
@@ -222,13 +224,16 @@ class TestCheckpoints:
         with pytest.raises(DataError, match="trained on other data"):
             fit(None, tmp_path / "run", resume=True, accelerator="cpu")
 
-    def test_initial_model_starts_from_its_weights(self, tmp_path):
+    @pytest.mark.parametrize("kind", ["last.ckpt", "model.pt"])
+    def test_initial_model_starts_from_its_weights(self, tmp_path, kind):
         dataset = sample_dataset(tmp_path)
         fit(small_config(dataset.directory), tmp_path / "first", accelerator="cpu")
+        if kind == "model.pt":
+            export(tmp_path / "first" / "last.ckpt", tmp_path / "first" / kind)
         config = small_config(dataset.directory, max_steps=1)
         config = config.model_copy(
             update={
-                "initial_model": str(tmp_path / "first" / "last.ckpt"),
+                "initial_model": str(tmp_path / "first" / kind),
                 "optimizer": OptimizerConfig(learning_rate=1e-12, warmup_steps=0, ema_decay=0.0),
             }
         )
@@ -236,6 +241,15 @@ class TestCheckpoints:
         start, end = load_checkpoint(tmp_path / "first" / "last.ckpt"), load_checkpoint(tmp_path / "second" / "last.ckpt")
         for a, b in zip(start.network.parameters(), end.network.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-9)
+
+    def test_initial_model_of_other_sizes_is_refused(self, tmp_path):
+        dataset = sample_dataset(tmp_path)
+        config = small_config(dataset.directory)
+        fit(config, tmp_path / "first", accelerator="cpu")
+        wider = dataclasses.replace(config.network, hidden=16)
+        config = config.model_copy(update={"initial_model": str(tmp_path / "first" / "last.ckpt"), "network": wider})
+        with pytest.raises(ConfigError, match="other sizes than the network of the configuration"):
+            fit(config, tmp_path / "second", accelerator="cpu")
 
 
 class TestConfig:

@@ -58,17 +58,22 @@ class ScreenedRepulsion(nn.Module):
         tuple of Tensor
             Energy per atom ``(n_atoms,)`` eV, half of each pair, and force ``(n_atoms, 3)`` eV/Angstrom.
         """
-        pair = species.unsqueeze(1) * self.charge_product.shape[0] + species[neighbors]
+        energy, slope = self.pair(species.unsqueeze(1), species[neighbors], distance)
+        # dE/dx_i of the pair is -slope u (u points from i to j): the force on i is slope u, repulsive as slope < 0.
+        return 0.5 * (energy * mask).sum(1), ((slope * mask).unsqueeze(-1) * direction).sum(1)
+
+    def pair(self, species: Tensor, other: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
+        """Energy of pairs, eV, and its derivative by the distance, for two species and a distance of shapes that broadcast."""
+        pair = species * self.charge_product.shape[0] + other
+        inverse_range = self.inverse_range.view(-1)[pair]
         r = distance.clamp_min(1e-2)
-        x = (distance * self.inverse_range.view(-1)[pair]).clamp(max=1.0)
-        inside = envelope(x, 1.0) * mask
-        slope_inside = -168.0 * x.pow(5) * (1.0 - x).square() * self.inverse_range.view(-1)[pair] * mask
+        x = (distance * inverse_range).clamp(max=1.0)
+        inside = envelope(x, 1.0)
+        slope_inside = -168.0 * x.pow(5) * (1.0 - x).square() * inverse_range
         scaled = (r * self.inverse_screening.view(-1)[pair]).unsqueeze(-1) * self.exponents
         terms = self.coefficients * torch.exp(-scaled)
         screen = terms.sum(-1)
         slope_screen = -(terms * self.exponents).sum(-1) * self.inverse_screening.view(-1)[pair]
         coulomb = self.charge_product.view(-1)[pair] / r
         energy = coulomb * screen * inside
-        slope = coulomb * (slope_screen * inside + screen * slope_inside) - energy / r
-        # dE/dx_i of the pair is -slope u (u points from i to j): the force on i is slope u, repulsive as slope < 0.
-        return 0.5 * energy.sum(1), (slope.unsqueeze(-1) * direction).sum(1)
+        return energy, coulomb * (slope_screen * inside + screen * slope_inside) - energy / r

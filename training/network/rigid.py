@@ -28,14 +28,14 @@ def remove_net_force_and_torque(forces: Tensor, positions: Tensor, remove_torque
     if remove_torque:
         r = positions.to(torch.float64)
         r = r - r.mean(0, keepdim=True)
-        torque = torch.linalg.cross(r, f).sum(0)
-        square = (r * r).sum()
-        eye = torch.eye(3, dtype=torch.float64, device=r.device)
+        # With [v]_ab = epsilon_abc v_c, the torque is [t] = sum_i (r f^T - f r^T), and A [t] A = det(A) [A^-1 t] for symmetric A
+        # solves for omega without a linear-algebra routine, none of which can be captured in a CUDA graph.
+        outer = torch.matmul(r.transpose(0, 1), torch.cat([f, r], dim=1))
+        moment, gyration = outer.narrow(1, 0, 3), outer.narrow(1, 3, 3)
+        torque = moment - moment.transpose(0, 1)
         # 1e-12 Angstrom^2: keeps a single atom, whose matrix and torque are zero, from dividing 0 by 0.
-        inertia = square * (1.0 + 1e-10) * eye - torch.matmul(r.transpose(0, 1), r) + 1e-12 * eye
-        # Inverse by cofactors: the cross products of the rows. torch.linalg cannot be captured in a CUDA graph.
-        a, b, c = inertia[0], inertia[1], inertia[2]
-        cofactors = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)])
-        omega = torch.matmul(cofactors.transpose(0, 1), torque) / torch.dot(a, cofactors[0])
-        f = f - torch.linalg.cross(omega.unsqueeze(0).expand_as(r), r)
+        inertia = torch.diag((torch.trace(gyration) * (1.0 + 1e-10) + 1e-12).expand(3)) - gyration
+        determinant = torch.dot(inertia[0], torch.linalg.cross(inertia[1], inertia[2]))
+        omega = torch.matmul(torch.matmul(inertia, torque), inertia) / determinant
+        f = torch.addmm(f, r, omega, alpha=-1.0)  # omega x r = r [omega]
     return f.to(forces.dtype)

@@ -1,0 +1,105 @@
+"""Radial functions as cubic splines: smooth tables that cost one weighted gather per edge.
+
+On nodes r_m = m h with values y_m and slopes d_m / h, a function is, with r = (m + t) h and 0 <= t < 1,
+
+    s(r) = y_m + (3 t^2 - 2 t^3) (y_{m+1} - y_m) + (t - 2 t^2 + t^3) d_m + (t^3 - t^2) d_{m+1}.
+
+The slopes are those that make the second derivative continuous. The differences of values are stored, not formed: the derivative
+of s has no y in it, so float32 keeps its full precision there, which the differences of B-spline coefficients would lose. The
+gradient is that of the table itself: the forces of a tabulated energy are exact.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from scipy.linalg import solve_banded
+from torch import Tensor, nn
+
+
+def spline_table(function: Callable[[Tensor], Tensor], end: float, n_intervals: int) -> Tensor:
+    """Table of the spline with the values of `function` at all nodes and its slope at the first and the last.
+
+    Parameters
+    ----------
+    function : callable
+        Maps ``(n,)`` float64 to ``(n, n_functions)``.
+    end : float
+        The nodes divide the interval from 0 to `end` evenly.
+    n_intervals : int
+        How many intervals.
+
+    Returns
+    -------
+    Tensor
+        ``(3 * (n_intervals + 1), n_functions)`` float64: y, the difference to the next y, and d, of every node.
+    """
+    h = end / n_intervals
+    nodes = torch.linspace(0.0, end, n_intervals + 1, dtype=torch.float64)
+    values, derivatives = torch.func.jvp(function, (nodes,), (torch.ones_like(nodes),))
+    y, d = values.detach().numpy(), h * derivatives.detach().numpy()
+    # The second derivative is continuous where d_{m-1} + 4 d_m + d_{m+1} = 3 (y_{m+1} - y_{m-1}); both ends are given.
+    bands = np.ones((3, n_intervals + 1))
+    bands[1] = 4.0
+    bands[1, [0, -1]], bands[0, 1], bands[2, -2] = 1.0, 0.0, 0.0
+    right = d.copy()
+    right[1:-1] = 3.0 * (y[2:] - y[:-2])
+    slopes = solve_banded((1, 1), bands, right)
+    steps = np.diff(y, axis=0, append=y[-1:])
+    return torch.from_numpy(np.stack([y, steps, slopes], axis=1).reshape(-1, y.shape[1]))
+
+
+class SplineBasis(nn.Module):
+    """The four rows of a table that each distance needs, and their weights.
+
+    Parameters
+    ----------
+    end : float
+        Distance at the last node.
+    n_intervals : int
+        Intervals of the tables.
+    """
+
+    polynomials: Tensor
+    offsets: Tensor
+
+    def __init__(self, end: float, n_intervals: int) -> None:
+        super().__init__()
+        self.per_length = n_intervals / end
+        self.last = n_intervals - 1
+        # Rows: powers 0 .. 3 of t; columns: the weights of y_m, y_{m+1} - y_m, d_m, d_{m+1}. Whole numbers, exact in every precision.
+        powers = [[1, 0, 0, 0], [0, 0, 1, 0], [0, 3, -2, -1], [0, -2, 1, 1]]
+        self.register_buffer("polynomials", torch.tensor(powers, dtype=torch.get_default_dtype()))
+        self.register_buffer("offsets", torch.tensor([0, 1, 2, 5]))
+
+    def forward(self, distance: Tensor) -> tuple[Tensor, Tensor]:
+        """Distances ``(n,)``, any precision, to rows ``(n, 4)`` int64 and weights ``(n, 4)`` in the precision of the buffers."""
+        x = distance * self.per_length
+        interval = x.detach().floor().clamp_max(float(self.last))
+        t = (x - interval).to(self.polynomials.dtype)
+        square = t * t
+        powers = torch.stack([torch.ones_like(t), t, square, square * t], dim=1)
+        rows = interval.to(torch.int64).unsqueeze(1) * 3 + self.offsets
+        return rows, torch.matmul(powers, self.polynomials)
+
+
+class SplineTable(nn.Module):
+    """Many functions of the distance in one table.
+
+    Parameters
+    ----------
+    rows : Tensor
+        Of `spline_table`.
+    """
+
+    table: Tensor
+
+    def __init__(self, rows: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("table", rows.contiguous())
+
+    def forward(self, rows: Tensor, weights: Tensor) -> Tensor:
+        """Rows and weights ``(n, 4)`` of `SplineBasis` to values ``(n, n_functions)``."""
+        starts = torch.arange(0, rows.numel(), 4, device=rows.device)
+        values, _, _, _ = torch.embedding_bag(self.table, rows.view(-1), starts, False, 0, False, weights.view(-1))
+        return values
