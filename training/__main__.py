@@ -111,7 +111,7 @@ def fit_command(
 @app.command("evaluate")
 def evaluate_command(
     model: Annotated[str, typer.Argument(help="Checkpoint, exported file, or name of a released model.")],
-    data: Annotated[Path, typer.Argument(help="Packed data set, or any file that prepare reads.")],
+    data: Annotated[Path, typer.Argument(help="Packed data set, any file that prepare reads, or a folder in COMP6's layout.")],
     split: Annotated[str, typer.Option(help="all, train, validation or test.")] = "all",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Directory for metrics.json and parity.png.")] = None,
     conservative: Annotated[bool, typer.Option(help="Also differentiate the energy.")] = True,
@@ -124,9 +124,15 @@ def evaluate_command(
     force_unit: ForceUnitOption = None,
     energies_only: EnergiesOnlyOption = False,
 ) -> None:
-    """Print errors on labelled data as JSON."""
+    """Print errors on labelled data as JSON; of a folder in COMP6's layout, also a table by subset."""
+    from training.comp6 import is_folder_of_files
     from training.evaluate import evaluate
 
+    if is_folder_of_files(data):
+        if split != "all" or max_frames is not None:
+            raise _fail(ValueError(f"{data} is no packed data set: --split and --max-frames do not apply; for less, give the folder of one subset"))
+        _evaluate_folder(model, data, output, conservative, align_energies)
+        return
     reading: dict[str, Any] = {}
     if not data.is_dir():
         reading = {
@@ -154,6 +160,29 @@ def evaluate_command(
             )
     except _EXPECTED as error:
         raise _fail(error) from None
+    console.print_json(json.dumps(metrics))
+
+
+def _evaluate_folder(model: str, folder: Path, output: Path | None, conservative: bool, align_energies: bool) -> None:
+    from training.comp6 import comp6_table, evaluate_folder
+
+    aside = Console(stderr=True)
+    try:
+        with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=aside) as bar:
+            task = bar.add_task("evaluating")
+            metrics = evaluate_folder(
+                model,
+                folder,
+                output,
+                conservative,
+                align_energies,
+                progress=lambda name, n: bar.update(task, description=f"{name}: {n:,} frames"),
+            )
+    except _EXPECTED as error:
+        raise _fail(error) from None
+    aside.print(comp6_table(metrics))
+    for note in metrics["notes"]:
+        aside.print(note, highlight=False, soft_wrap=True)
     console.print_json(json.dumps(metrics))
 
 

@@ -81,6 +81,7 @@ def _finite_blocks(
                 coordinates=np.asarray(coordinates[part], dtype=np.float32),
                 energies=np.asarray(energies[part], dtype=np.float64) * energy_in_ev,
                 forces=None if forces is None else (np.asarray(forces[part], dtype=np.float64) * force_in_ev_per_angstrom).astype(np.float32),
+                group=coordinates.parent.name,
             )
         except OSError as error:
             where = coordinates.parent.name
@@ -150,8 +151,17 @@ def read_ani1x(
             raise DataError(f"{path}: no group with 'coordinates' in it; expected the layout of the ANI-1x release")
 
 
-def read_ani1(path: Path, report: ReadReport, energy_unit: str = "Hartree", high_energy: bool = False) -> Iterator[FrameBlock]:
-    """Stream a file in the layout of the ANI-1 release: ``species`` as strings, ``energies``, no forces.
+def read_ani1(
+    path: Path,
+    report: ReadReport,
+    energy_unit: str = "Hartree",
+    high_energy: bool = False,
+    force_key: str | None = None,
+    force_unit: str = "Hartree/Angstrom",
+) -> Iterator[FrameBlock]:
+    """Stream a file in the layout of the ANI-1 release: one group per molecule, ``species`` as strings, ``energies``.
+
+    COMP6 comes in the same layout and adds ``forces`` (see `training.comp6` for what they really are).
 
     Parameters
     ----------
@@ -161,18 +171,22 @@ def read_ani1(path: Path, report: ReadReport, energy_unit: str = "Hartree", high
         Unit of ``energies``.
     high_energy : bool
         Also read ``coordinatesHE`` and ``energiesHE``.
+    force_key : str or None
+        Data set with the forces, read from the groups that have it.
+    force_unit : str
+        Its unit.
 
     Yields
     ------
     FrameBlock
-        With ``forces`` None.
+        With ``forces`` None where there are none.
 
     Raises
     ------
     DataError
         As `read_ani1x`.
     """
-    factor = energy_factor(energy_unit)
+    factor, f_factor = energy_factor(energy_unit), force_factor(force_unit)
     with _open(path) as file:
         found = False
         for group in _groups(file, "species"):
@@ -188,7 +202,11 @@ def read_ani1(path: Path, report: ReadReport, energy_unit: str = "Hartree", high
                 energies = _dataset(group, "energies" + suffix, path)
                 _expect_shape(energies, (coordinates.shape[0],), path)
                 _check_unit(energies, energy_unit, energy_factor, path)
-                yield from _finite_blocks(path, report, atomic_numbers, coordinates, energies, factor, None, 1.0)
+                forces = group[force_key] if force_key is not None and not suffix and force_key in group else None
+                if forces is not None:
+                    _expect_shape(forces, coordinates.shape, path)
+                    _check_unit(forces, force_unit, force_factor, path)
+                yield from _finite_blocks(path, report, atomic_numbers, coordinates, energies, factor, forces, f_factor)
         if not found:
             raise DataError(f"{path}: no group with 'species' in it; expected the layout of the ANI-1 release")
 
