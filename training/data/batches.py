@@ -210,16 +210,14 @@ class SizeSampler:
         return batches
 
     def _cut(self, part: np.ndarray) -> Iterator[np.ndarray]:
-        begin, edges = 0, 0
-        for i, k in enumerate(part):
-            n = int(self.sizes[k])
-            cost = n * min(n - 1, 50)
-            if i > begin and (i - begin == self.batch_molecules or edges + cost > self.batch_edges):
-                yield self.frames[part[begin:i]]
-                begin, edges = i, 0
-            edges += cost
-        if begin < len(part):
-            yield self.frames[part[begin:]]
+        sizes = self.sizes[part].astype(np.int64)
+        edges = np.concatenate([[0], np.cumsum(sizes * np.minimum(sizes - 1, 50))])
+        begin = 0
+        while begin < len(part):  # once per batch, not per molecule: an epoch has millions of these
+            full = int(np.searchsorted(edges, edges[begin] + self.batch_edges, side="right")) - 1
+            stop = max(min(full, begin + self.batch_molecules), begin + 1)
+            yield self.frames[part[begin:stop]]
+            begin = stop
 
     def stream(self, start_batch: int) -> Iterator[np.ndarray]:
         """Endless stream of batches that begins at batch `start_batch` of the whole training."""

@@ -28,9 +28,8 @@ def _groups(node: h5py.Group, needed: str) -> Iterator[h5py.Group]:
     if needed in node and isinstance(node[needed], h5py.Dataset):
         yield node
     for key in node:
-        child = node[key]
-        if isinstance(child, h5py.Group):
-            yield from _groups(child, needed)
+        if node.get(key, getclass=True) is h5py.Group:  # asks without opening: a release holds some 20 data sets per group
+            yield from _groups(node[key], needed)
 
 
 def _dataset(group: h5py.Group, key: str, path: Path) -> h5py.Dataset:
@@ -94,8 +93,8 @@ def _finite_blocks(
 def read_ani1x(
     path: Path,
     report: ReadReport,
-    energy_key: str = "wb97x_dz.energy",
-    force_key: str | None = "wb97x_dz.forces",
+    energy_key: str = "auto",
+    force_key: str | None = "auto",
     energy_unit: str = "Hartree",
     force_unit: str = "Hartree/Angstrom",
 ) -> Iterator[FrameBlock]:
@@ -111,7 +110,8 @@ def read_ani1x(
     report : ReadReport
         Filled on the way.
     energy_key, force_key : str
-        Data sets with the labels; `force_key` None for energies alone.
+        Data sets with the labels; `force_key` None for energies alone. ``auto``: what the file's attributes of these names say, as
+        `training.label` writes them, else those of the release, ``wb97x_dz.energy`` and ``wb97x_dz.forces``.
     energy_unit, force_unit : str
         Units of the labels, compared with each data set's ``units`` attribute where there is one.
 
@@ -129,6 +129,10 @@ def read_ani1x(
     with _open(path) as file:
         level = file.attrs.get("level_of_theory")
         report.level_of_theory = level.decode() if isinstance(level, bytes) else level
+        if energy_key == "auto":
+            energy_key = file.attrs.get("energy_key", "wb97x_dz.energy")
+        if force_key == "auto":
+            force_key = file.attrs.get("force_key", "wb97x_dz.forces")
         found = False
         for group in _groups(file, "coordinates"):
             found = True
@@ -222,8 +226,9 @@ def detect_layout(path: Path) -> str:
     if path.suffix.lower() in (".xyz", ".extxyz"):
         return "extxyz"
     with _open(path) as file:
-        if next(_groups(file, "species"), None) is not None:
+        group = next(_groups(file, "coordinates"), None)
+        if group is not None and "species" in group:
             return "ani1"
-        if next(_groups(file, "atomic_numbers"), None) is not None:
+        if group is not None and "atomic_numbers" in group:
             return "ani1x"
     raise DataError(f"{path}: neither the ANI-1x layout (atomic_numbers, coordinates) nor the ANI-1 layout (species, coordinates)")
