@@ -293,7 +293,7 @@ class TestCommittee:
                 assert models == ["a", "b"]
 
             def require_elements(self, symbols):
-                assert symbols <= {"H", "O"}
+                assert symbols == {"H", "O"}
 
             def disagreement(self, atoms):
                 return atoms.get_all_distances().max()
@@ -318,6 +318,14 @@ class TestCommittee:
         journal.choose(4)
         assert [frame for frame, _ in journal.unlabelled()] == [2, 3, 4, 5]
         journal.close()
+
+    def test_element_that_a_model_does_not_know(self):
+        committee = Committee.__new__(Committee)
+        committee._elements = {"H", "C", "N", "O"}
+        committee.require_elements({"C", "O"})
+        (chloroform,) = read_molecules(["ClC(Cl)Cl"])
+        with pytest.raises(LabelError, match="the input holds Cl, which not every model of the committee knows"):
+            committee.require_elements(set(chloroform.symbols))
 
     def test_refusals(self):
         with pytest.raises(LabelError, match="at least two models, got 1"):

@@ -1,7 +1,6 @@
 """Query by committee: where several models disagree, none of them knows (Smith et al., J. Chem. Phys. 148, 241733 (2018))."""
 
 from ase import Atoms
-from ase.data import chemical_symbols
 
 from training.label.errors import LabelError
 
@@ -66,8 +65,3 @@ class Committee:
         numbers = torch.tensor(atoms.numbers, dtype=torch.int64)
         forces = torch.stack([model(positions, numbers, None)[1] for model in self._models]) / KJ_PER_MOL_PER_EV / ANGSTROM_PER_NM
         return float((forces - forces.mean(0)).square().sum(-1).mean(0).sqrt().max())
-
-
-def symbols_of(atoms: Atoms) -> set[str]:
-    """Chemical symbols in a molecule."""
-    return {chemical_symbols[z] for z in atoms.numbers}

@@ -18,7 +18,7 @@ from ase.calculators.calculator import Calculator
 from openmm_se3 import __version__
 from training.label.calculators import calculator_factory
 from training.label.dimers import random_dimer
-from training.label.disagreement import Committee, symbols_of
+from training.label.disagreement import Committee
 from training.label.displacements import displaced_frames
 from training.label.dynamics import langevin_frames
 from training.label.errors import LabelError
@@ -131,6 +131,8 @@ def label(
     make_sampler = make_label if settings.sampler is None else calculator_factory(settings.sampler, settings.sampler_options)
     molecules = read_molecules(inputs)
     committee = Committee(list(settings.committee)) if settings.committee else None
+    if committee is not None:
+        committee.require_elements(set().union(*(m.symbols for m in molecules)))
     plain = {**asdict(settings), "inputs": inputs, "input_sha256": [_sha256(text) for text in inputs]}
     journal = Journal(output.with_name(output.name + ".journal"), plain, resume)
     try:
@@ -232,7 +234,6 @@ def _choose(journal: Journal, committee: Committee, n_frames: int, tell: Progres
     total = journal.count("1")
     done = total - journal.count("disagreement IS NULL")
     for frame, candidate in journal.without_disagreement():
-        committee.require_elements(symbols_of(candidate.atoms))
         journal.set_disagreement(frame, committee.disagreement(candidate.atoms))
         done += 1
         tell("committee", done, total)

@@ -26,6 +26,8 @@ class Molecule:
     ----------
     name : str
         SMILES, or file and number of the frame.
+    symbols : frozenset of str
+        Chemical elements in it.
     smiles : str or None
         To make conformers of.
     atoms : ase.Atoms or None
@@ -33,6 +35,7 @@ class Molecule:
     """
 
     name: str
+    symbols: frozenset[str]
     smiles: str | None = None
     atoms: Atoms | None = None
 
@@ -67,7 +70,8 @@ def _from_smiles(smiles: str, complaint: str) -> Molecule:
         raise LabelError(f"{complaint} that RDKit understands")
     if Chem.GetFormalCharge(parsed) or any(atom.GetNumRadicalElectrons() for atom in parsed.GetAtoms()):
         raise LabelError(f"{smiles} is charged or has unpaired electrons; models know neither charge nor spin: give neutral closed-shell molecules")
-    return Molecule(smiles, smiles=smiles)
+    symbols = frozenset(atom.GetSymbol() for atom in Chem.AddHs(parsed).GetAtoms())
+    return Molecule(smiles, symbols, smiles=smiles)
 
 
 def _from_file(path: Path) -> list[Molecule]:
@@ -80,7 +84,7 @@ def _from_file(path: Path) -> list[Molecule]:
             raise LabelError(f"{path}: frame {i} is periodic; training data must be molecules or clusters")
         if not is_plausible(atoms):
             raise LabelError(f"{path}: frame {i} has no atoms, coordinates that are not finite, or atoms on top of each other")
-    return [Molecule(f"{path.name}#{i}", atoms=Atoms(a.numbers, a.positions)) for i, a in enumerate(frames)]
+    return [Molecule(f"{path.name}#{i}", frozenset(a.get_chemical_symbols()), atoms=Atoms(a.numbers, a.positions)) for i, a in enumerate(frames)]
 
 
 def geometries(molecule: Molecule, n_conformers: int, seed: int) -> list[Atoms]:
