@@ -1,4 +1,4 @@
-"""``python -m training prepare | fit | evaluate | export | label``."""
+"""``python -m training prepare | fit | evaluate | export | label | figures``."""
 
 import json
 from pathlib import Path
@@ -266,6 +266,22 @@ def label_command(
         console.print(f"left out {n:,} frames: {reason}", highlight=False, soft_wrap=True)
     for note in report["notes"]:
         console.print(note, highlight=False, soft_wrap=True)
+
+
+@app.command("figures")
+def figures_command(
+    runs: Annotated[list[Path], typer.Argument(help="Directories of fit.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for tables and pictures.")] = Path("figures"),
+) -> None:
+    """Make counterparts of the thesis' Tables 3.1 and 3.2 and of its learning curves."""
+    from training.figures import figures
+
+    try:
+        made = figures(runs, output)
+    except _EXPECTED as error:
+        raise _fail(error) from None
+    for path in made:
+        console.print(str(path), highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
