@@ -176,7 +176,7 @@ def step(directory, seconds):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dataset = PackedDataset(directory / "packed")
     numbers = tuple(NUMBER_OF_SYMBOL[s] for s in config.network.elements)
-    frames = dataset.indices("train")[:100_000]
+    frames = np.random.default_rng(0).permutation(dataset.indices("train"))[:100_000]
     sampler = SizeSampler(frames, np.diff(dataset.offsets)[frames], config.run.batch_molecules, config.run.batch_edges, 0)
     batches = [Collator(dataset, numbers, config.network.cutoff)(f).to(device) for f in itertools.islice(sampler.stream(0), 8)]
     network = SE3Transformer(config.network, numbers).to(device)

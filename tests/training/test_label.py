@@ -22,7 +22,7 @@ from training.data.prepare import prepare
 from training.label.calculators import calculator_factory, parse_options
 from training.label.dimers import CONTACTS, random_dimer
 from training.label.disagreement import Committee
-from training.label.displacements import SOFTEST, displaced_frames, elastic_network
+from training.label.displacements import SOFTEST, STRETCH, displaced_frames, spring_modes
 from training.label.dynamics import langevin_frames
 from training.label.errors import LabelError
 from training.label.journal import Candidate, Journal
@@ -94,30 +94,35 @@ class TestStructures:
 
 
 class TestSampling:
-    def test_elastic_network_is_the_hessian_of_its_springs(self):
-        atoms = molecule("CH3OH")
-        hessian = elastic_network(atoms)
-        np.testing.assert_allclose(hessian, hessian.T, atol=1e-12)
-        n_free = (np.linalg.eigvalsh(hessian) < 1e-8).sum()
-        assert n_free == 6  # three translations, three rotations
-        # Stretching water's O-H: both its own spring and that between the hydrogens answer, the first with 30 eV/A^2.
-        water = molecule("H2O")
-        unit = (water.positions[1] - water.positions[0]) / water.get_distance(0, 1)
-        block = elastic_network(water)[3:6, 0:3]
-        assert -unit @ block @ unit == pytest.approx(30.0, rel=0.05)
+    def test_modes_of_springs(self):
+        # Two atoms: V = 1/2 a (x_2 - x_1)^2 has the stiffness 2 a along (-1, 1) / sqrt 2; a linear molecule has 3 n - 5 modes.
+        stiffness, modes = spring_modes(molecule("N2"))
+        np.testing.assert_allclose(stiffness, [2 * STRETCH])
+        np.testing.assert_allclose(np.abs(modes[[2, 5], 0]), 0.5**0.5)
+        assert len(spring_modes(molecule("CO2"))[0]) == 4
+        # In planar benzene, too, every mode is held, and none moves or turns the whole.
+        ring = molecule("C6H6")
+        stiffness, modes = spring_modes(ring)
+        assert len(stiffness) == 30
+        assert stiffness.min() > SOFTEST
+        np.testing.assert_allclose(modes.T @ modes, np.eye(30), atol=1e-12)
+        moved = modes.T.reshape(30, 12, 3)
+        np.testing.assert_allclose(moved.sum(1), 0, atol=1e-12)
+        np.testing.assert_allclose(np.cross(ring.positions[None], moved).sum(1), 0, atol=1e-11)
+        # The distance of two molecules is held by nothing but the floor.
+        pair = molecule("H2O")
+        pair.extend(Atoms("H2O", molecule("H2O").positions[[1, 2, 0]] + [0, 0, 5.0]))
+        assert (np.abs(spring_modes(pair)[0] - SOFTEST) < 1e-9).sum() == 1
 
     def test_displacements_have_the_spread_of_the_temperature(self):
         atoms = molecule("CH3CH2OH")
-        hessian = elastic_network(atoms)
-        springs, modes = np.linalg.eigh(hessian)
+        stiffness, modes = spring_modes(atoms)
         rng = np.random.default_rng(0)
         shifts = np.array([(f.positions - atoms.positions).ravel() for f in displaced_frames(atoms, 100.0, 400, rng)])
-        along = shifts @ modes
-        np.testing.assert_allclose(along[:, :6], 0, atol=1e-9)  # the molecule as a whole stays where it is
-        stiff = springs > SOFTEST
-        ratio = (along[:, stiff] ** 2).mean(0) * springs[stiff] / (units.kB * 100.0)
+        ratio = ((shifts @ modes) ** 2).mean(0) * stiffness / (units.kB * 100.0)
         assert ratio.mean() == pytest.approx(1.0, abs=0.05)
-        assert len(displaced_frames(Atoms("H"), 100.0, 4, rng)) == 0
+        assert np.square(shifts).sum() == pytest.approx(np.square(shifts @ modes).sum(), rel=1e-9)  # nothing outside of the modes
+        assert displaced_frames(Atoms("H"), 100.0, 4, rng) == []
 
     def test_dynamics_keep_the_temperature_and_the_start(self):
         atoms = Atoms("N2", [[0, 0, 0], [0, 0, 1.1]])
