@@ -1,4 +1,4 @@
-"""``python -m training prepare | fit | evaluate | export``."""
+"""``python -m training prepare | fit | evaluate | export | label | figures``."""
 
 import json
 from pathlib import Path
@@ -111,7 +111,7 @@ def fit_command(
 @app.command("evaluate")
 def evaluate_command(
     model: Annotated[str, typer.Argument(help="Checkpoint, exported file, or name of a released model.")],
-    data: Annotated[Path, typer.Argument(help="Packed data set, or any file that prepare reads.")],
+    data: Annotated[Path, typer.Argument(help="Packed data set, any file that prepare reads, or a folder in COMP6's layout.")],
     split: Annotated[str, typer.Option(help="all, train, validation or test.")] = "all",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Directory for metrics.json and parity.png.")] = None,
     conservative: Annotated[bool, typer.Option(help="Also differentiate the energy.")] = True,
@@ -124,9 +124,15 @@ def evaluate_command(
     force_unit: ForceUnitOption = None,
     energies_only: EnergiesOnlyOption = False,
 ) -> None:
-    """Print errors on labelled data as JSON."""
+    """Print errors on labelled data as JSON; of a folder in COMP6's layout, also a table by subset."""
+    from training.comp6 import is_folder_of_files
     from training.evaluate import evaluate
 
+    if is_folder_of_files(data):
+        if split != "all" or max_frames is not None:
+            raise _fail(ValueError(f"{data} is no packed data set: --split and --max-frames do not apply; for less, give the folder of one subset"))
+        _evaluate_folder(model, data, output, conservative, align_energies)
+        return
     reading: dict[str, Any] = {}
     if not data.is_dir():
         reading = {
@@ -157,6 +163,29 @@ def evaluate_command(
     console.print_json(json.dumps(metrics))
 
 
+def _evaluate_folder(model: str, folder: Path, output: Path | None, conservative: bool, align_energies: bool) -> None:
+    from training.comp6 import comp6_table, evaluate_folder
+
+    aside = Console(stderr=True)
+    try:
+        with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=aside) as bar:
+            task = bar.add_task("evaluating")
+            metrics = evaluate_folder(
+                model,
+                folder,
+                output,
+                conservative,
+                align_energies,
+                progress=lambda name, n: bar.update(task, description=f"{name}: {n:,} frames"),
+            )
+    except _EXPECTED as error:
+        raise _fail(error) from None
+    aside.print(comp6_table(metrics))
+    for note in metrics["notes"]:
+        aside.print(note, highlight=False, soft_wrap=True)
+    console.print_json(json.dumps(metrics))
+
+
 @app.command("export")
 def export_command(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of fit.")],
@@ -180,6 +209,79 @@ def export_command(
     except (*_EXPECTED, ExportError, OSError) as error:
         raise _fail(error) from None
     console.print(f"wrote {output}: {len(checks)} checks passed", highlight=False)
+
+
+@app.command("label")
+def label_command(
+    inputs: Annotated[list[str], typer.Argument(help="SMILES, .smi files, or structure files that ASE reads (all frames).")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="HDF5 file to make, in the ANI-1x layout.")],
+    calculator: Annotated[str, typer.Option(help="What labels: the name of an ASE calculator, or module:factory.")],
+    option: Annotated[list[str] | None, typer.Option(help="key=value for the calculator; JSON or text. Repeat for more.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="What drives the dynamics, given likewise; by default what labels.")] = None,
+    sampler_option: Annotated[list[str] | None, typer.Option(help="key=value for the sampler.")] = None,
+    conformers: Annotated[int, typer.Option(help="Conformers of each SMILES (ETKDG, relaxed by MMFF94).")] = 2,
+    temperature: Annotated[list[float] | None, typer.Option(help="K, of dynamics and displacements; repeat. By default 300 and 600.")] = None,
+    frames: Annotated[int, typer.Option(help="Frames of Langevin dynamics for each conformer and temperature.")] = 4,
+    displacements: Annotated[int, typer.Option(help="Displacements along model normal modes for each conformer and temperature.")] = 4,
+    dimers: Annotated[int, typer.Option(help="Random pairs of the molecules, in all.")] = 0,
+    committee: Annotated[list[str] | None, typer.Option(help="Exported model; give two or more: their disagreement picks.")] = None,
+    select: Annotated[int | None, typer.Option(help="How many candidates to label: those on which the committee disagrees most.")] = None,
+    level_of_theory: Annotated[str | None, typer.Option(help="What the labels are; by default the calculator and its options.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run that left OUTPUT.journal.")] = False,
+) -> None:
+    """Make training data: sample structures, label them with any ASE calculator."""
+    from training.label.calculators import parse_options
+    from training.label.run import LabelSettings, label
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    try:
+        settings = LabelSettings(
+            calculator=calculator,
+            options=parse_options(option or []),
+            sampler=sampler,
+            sampler_options=parse_options(sampler_option or []),
+            conformers=conformers,
+            temperatures=tuple(temperature or (300.0, 600.0)),
+            frames=frames,
+            displacements=displacements,
+            dimers=dimers,
+            committee=tuple(committee or ()),
+            select=select,
+            seed=seed,
+        )
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            tasks: dict[str, Any] = {}
+
+            def tell(stage: str, done: int, total: int) -> None:
+                if stage not in tasks:
+                    tasks[stage] = bar.add_task(stage)
+                bar.update(tasks[stage], completed=done, total=total)
+
+            report = label(inputs, output, settings, level_of_theory, resume, tell)
+    except _EXPECTED as error:
+        raise _fail(error) from None
+    console.print(f"wrote {output}: {report['labelled']:,} frames labelled of {report['candidates']:,} candidates", highlight=False)
+    for reason, n in report["failures"].items():
+        console.print(f"left out {n:,} frames: {reason}", highlight=False, soft_wrap=True)
+    for note in report["notes"]:
+        console.print(note, highlight=False, soft_wrap=True)
+
+
+@app.command("figures")
+def figures_command(
+    runs: Annotated[list[Path], typer.Argument(help="Directories of fit.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for tables and pictures.")] = Path("figures"),
+) -> None:
+    """Make counterparts of the thesis' Tables 3.1 and 3.2 and of its learning curves."""
+    from training.figures import figures
+
+    try:
+        made = figures(runs, output)
+    except _EXPECTED as error:
+        raise _fail(error) from None
+    for path in made:
+        console.print(str(path), highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

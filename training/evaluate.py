@@ -24,8 +24,25 @@ from training.units import ANGSTROM_PER_NM, KCAL_PER_MOL_PER_EV, KJ_PER_MOL_PER_
 
 
 @dataclass
-class _Evaluator:
-    """One interface to a checkpoint and to an exported file: total energies (eV) and forces of a batch."""
+class Evaluator:
+    """One interface to a checkpoint and to an exported file.
+
+    Attributes
+    ----------
+    atomic_numbers : tuple of int
+        Elements in the order of the species index.
+    cutoff : float
+        Angstrom.
+    self_energies : dict
+        Symbol to eV: what the model's energies are relative to.
+    run : callable
+        Takes a batch and whether to differentiate the energy; gives energies ``(n_molecules,)`` in eV, direct forces ``(n_atoms, 3)``
+        in eV/Angstrom and the conservative ones or None.
+    name : str
+        Of the model.
+    description : dict
+        What metrics say of it.
+    """
 
     atomic_numbers: tuple[int, ...]
     cutoff: float
@@ -42,7 +59,7 @@ def _each_molecule(batch: Batch) -> Iterator[slice]:
         start += n
 
 
-def _checkpoint_evaluator(path: Path) -> _Evaluator:
+def _checkpoint_evaluator(path: Path) -> Evaluator:
     loaded = load_checkpoint(path)
     network: nn.Module = loaded.network
 
@@ -54,10 +71,10 @@ def _checkpoint_evaluator(path: Path) -> _Evaluator:
 
     numbers = tuple(NUMBER_OF_SYMBOL[s] for s in loaded.config.network.elements)
     description = {"checkpoint": path.name, "steps": loaded.step}
-    return _Evaluator(numbers, loaded.config.network.cutoff, loaded.data["self_energies"], run, path.stem, description)
+    return Evaluator(numbers, loaded.config.network.cutoff, loaded.data["self_energies"], run, path.stem, description)
 
 
-def _exported_evaluator(path: str) -> _Evaluator:
+def _exported_evaluator(path: str) -> Evaluator:
     model = load_model(path)
     metadata = model.metadata
     numbers = tuple(NUMBER_OF_SYMBOL[s] for s in metadata.elements)
@@ -78,10 +95,11 @@ def _exported_evaluator(path: str) -> _Evaluator:
         return torch.stack(energies), torch.cat(direct), torch.cat(gradient) if conservative else None
 
     self_energies = {s: e / KJ_PER_MOL_PER_EV for s, e in metadata.self_energies.items()}
-    return _Evaluator(numbers, metadata.cutoff_nm * ANGSTROM_PER_NM, self_energies, run, metadata.name, {"model": metadata.name})
+    return Evaluator(numbers, metadata.cutoff_nm * ANGSTROM_PER_NM, self_energies, run, metadata.name, {"model": metadata.name})
 
 
-def _open_model(model: str) -> _Evaluator:
+def open_model(model: str) -> Evaluator:
+    """A checkpoint (``.ckpt``), an exported file or a released model behind one interface; errors as those of their readers."""
     path = Path(model)
     return _checkpoint_evaluator(path) if path.suffix == ".ckpt" else _exported_evaluator(model)
 
@@ -135,7 +153,7 @@ def evaluate(
     """
     if output is not None and (output / "metrics.json").exists():
         raise FileExistsError(f"{output} holds metrics already; choose another output directory")
-    evaluator = _open_model(model)
+    evaluator = open_model(model)
     with tempfile.TemporaryDirectory() as scratch:
         if data.is_dir():
             dataset = PackedDataset(data)
@@ -147,7 +165,7 @@ def evaluate(
 
 
 def _evaluate_packed(
-    evaluator: _Evaluator,
+    evaluator: Evaluator,
     dataset: PackedDataset,
     data: Path,
     split: str,
@@ -207,16 +225,23 @@ def _evaluate_packed(
         "n_formulas": len({dataset.formula(f) for f in frames}),
         "energies_aligned": align_energies,
     }
-    for name, value in errors.result().items():
-        unit = "per_mol" if "energy" in name else "per_mol_per_angstrom"
-        metrics[f"{name}_kcal_{unit}"] = value * KCAL_PER_MOL_PER_EV
-        metrics[f"{name}_mev" + ("" if "energy" in name else "_per_angstrom")] = value * 1e3
+    metrics |= with_units(errors)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         (output / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
         pairs = np.concatenate(force_pairs, axis=1) if force_pairs else None
         plot_parity(label, label + difference, pairs, output / "parity.png")
     return metrics
+
+
+def with_units(errors: ErrorSums) -> dict[str, float]:
+    """MAE and RMSE with the unit in the key: kcal/mol(/Angstrom), to compare with the thesis and ANI, and meV(/Angstrom)."""
+    out = {}
+    for name, value in errors.result().items():
+        per_length = "" if "energy" in name else "_per_angstrom"
+        out[f"{name}_kcal_per_mol{per_length}"] = value * KCAL_PER_MOL_PER_EV
+        out[f"{name}_mev{per_length}"] = value * 1e3
+    return out
 
 
 def plot_parity(labels: np.ndarray, predictions: np.ndarray, forces: np.ndarray | None, picture: Path) -> None:

@@ -82,9 +82,13 @@ class ErrorSums:
 
     def add(self, name: str, errors: Tensor) -> None:
         """Add `errors` of any shape under `name`."""
-        total = self.sums.setdefault(name, [0.0, 0.0, 0.0])
         e = errors.detach().to(torch.float64)
-        for i, value in enumerate((float(e.numel()), float(e.abs().sum()), float(e.square().sum()))):
+        self.add_sums(name, e.numel(), float(e.abs().sum()), float(e.square().sum()))
+
+    def add_sums(self, name: str, count: float, absolute: float, square: float) -> None:
+        """Add errors of which only their number, the sum of their sizes and that of their squares are known."""
+        total = self.sums.setdefault(name, [0.0, 0.0, 0.0])
+        for i, value in enumerate((count, absolute, square)):
             total[i] += value
 
     def add_batch(self, energies: Tensor, direct: Tensor, conservative: Tensor | None, batch: Batch) -> None:

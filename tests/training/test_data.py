@@ -96,6 +96,34 @@ class TestAni1x:
             detect_layout(tmp_path / "other.h5")
 
 
+def test_the_ani1x_release_needs_no_option(tmp_path):
+    """Its layout: many properties beside the labels, NaN where one was not computed, no ``units`` attributes."""
+    with h5py.File(SAMPLE) as sample, h5py.File(tmp_path / "ani1x-release.h5", "w") as release:
+        for name in sample:
+            group = release.create_group(name)
+            n = len(sample[name]["coordinates"])
+            group["atomic_numbers"] = sample[name]["atomic_numbers"][()]
+            group["coordinates"] = sample[name]["coordinates"][()]
+            group["wb97x_dz.energy"] = sample[name][KEYS["energy_key"]][()]
+            group["wb97x_dz.forces"] = sample[name][KEYS["force_key"]][()]
+            group["wb97x_dz.dipole"] = np.zeros((n, 3))
+            for unlabelled in ("ccsd(t)_cbs.energy", "wb97x_tz.energy"):
+                group[unlabelled] = np.full(n, np.nan)
+            group["wb97x_tz.forces"] = np.full(group["coordinates"].shape, np.nan)
+        first, second = list(release)[:2]
+        release[first]["wb97x_dz.energy"][2] = np.nan
+        release[second]["wb97x_dz.forces"][5] = np.nan
+    dataset = prepare([tmp_path / "ani1x-release.h5"], tmp_path / "packed")
+    expected = sample_dataset(tmp_path / "expected")
+    assert len(dataset) == len(expected) - 2
+    assert dataset.metadata["skipped"] == {"energy or coordinates not finite": 1, "forces not finite": 1}
+    assert dataset.metadata["statistics"]["total"]["mean"] == pytest.approx(expected.metadata["statistics"]["total"]["mean"], rel=1e-2)
+    assert set(dataset.energies) < set(expected.energies)
+    # A rare property can be asked for; where nothing has it, that is said.
+    with pytest.raises(DataError, match="no usable frame"):
+        prepare([tmp_path / "ani1x-release.h5"], tmp_path / "rare", energy_key="ccsd(t)_cbs.energy", energies_only=True)
+
+
 class TestAni1:
     def test_species_strings_and_no_forces(self, tmp_path):
         write_ani1(tmp_path / "ani1.h5")
@@ -284,6 +312,21 @@ class TestBatches:
         assert max((sizes[b] * np.minimum(sizes[b] - 1, 50)).sum() for b in epoch) <= 4000
         assert all(np.array_equal(a, b) for a, b in zip(epoch, sampler.epoch(2), strict=True))
         assert not all(np.array_equal(a, b) for a, b in zip(epoch, sampler.epoch(3), strict=False))
+
+    def test_batches_are_cut_as_one_by_one(self):
+        """Against the plain loop that adds molecules until one is too many."""
+        rng = np.random.default_rng(1)
+        sizes = rng.integers(1, 80, size=700)
+        sampler = SizeSampler(np.arange(700), sizes, 12, 5000, seed=0)
+        expected, edges = [[]], 0
+        for frame in np.argsort(sizes, kind="stable"):
+            cost = sizes[frame] * min(sizes[frame] - 1, 50)
+            if expected[-1] and (len(expected[-1]) == 12 or edges + cost > 5000):
+                expected.append([])
+                edges = 0
+            expected[-1].append(frame)
+            edges += cost
+        assert [b.tolist() for b in sampler.epoch(0, shuffle=False)] == expected
 
     def test_stream_continues_anywhere(self):
         sampler = SizeSampler(np.arange(50), np.full(50, 5), 8, 10_000, seed=0)

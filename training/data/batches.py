@@ -94,6 +94,43 @@ def padded_neighbors(positions: np.ndarray, offsets: np.ndarray, cutoff: float) 
     return np.where(mask, order + first[:, None], 0), mask
 
 
+def assemble(
+    species: np.ndarray,
+    positions: np.ndarray,
+    offsets: np.ndarray,
+    energies: np.ndarray,
+    forces: np.ndarray | None,
+    frames: np.ndarray,
+    cutoff: float,
+) -> Batch:
+    """Find the neighbours of molecules that lie side by side and make a `Batch` of them.
+
+    Parameters
+    ----------
+    species, positions, forces : ndarray
+        Of all atoms, as in `Batch`.
+    offsets : ndarray
+        ``(n_molecules + 1,)`` first atom of each molecule.
+    energies, frames : ndarray
+        Of each molecule, as in `Batch`.
+    cutoff : float
+        Angstrom.
+    """
+    neighbors, mask = padded_neighbors(positions, offsets, cutoff)
+    sizes = np.diff(offsets)
+    return Batch(
+        species=torch.from_numpy(species),
+        positions=torch.from_numpy(positions),
+        neighbors=torch.from_numpy(neighbors),
+        mask=torch.from_numpy(mask),
+        molecule=torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes)),
+        n_atoms_of=torch.from_numpy(sizes),
+        energies=torch.from_numpy(energies),
+        forces=None if forces is None else torch.from_numpy(forces),
+        frames=torch.from_numpy(np.asarray(frames, dtype=np.int64)),
+    )
+
+
 class Collator:
     """Make a `Batch` of frames.
 
@@ -129,20 +166,10 @@ class Collator:
         sizes = stops - starts
         atoms = np.concatenate([np.arange(a, b) for a, b in zip(starts, stops, strict=True)])
         offsets = np.concatenate([[0], np.cumsum(sizes)])
-        numbers, positions = d.numbers[atoms], d.coordinates[atoms]
-        neighbors, mask = padded_neighbors(positions, offsets, self.cutoff)
+        numbers = d.numbers[atoms]
         energies = d.energies[frames] - np.add.reduceat(self.self_energies[numbers], offsets[:-1])
-        return Batch(
-            species=torch.from_numpy(self.species_of[numbers]),
-            positions=torch.from_numpy(positions),
-            neighbors=torch.from_numpy(neighbors),
-            mask=torch.from_numpy(mask),
-            molecule=torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes)),
-            n_atoms_of=torch.from_numpy(sizes),
-            energies=torch.from_numpy(energies),
-            forces=None if d.forces is None else torch.from_numpy(d.forces[atoms]),
-            frames=torch.from_numpy(np.asarray(frames, dtype=np.int64)),
-        )
+        forces = None if d.forces is None else d.forces[atoms]
+        return assemble(self.species_of[numbers], d.coordinates[atoms], offsets, energies, forces, frames, self.cutoff)
 
 
 class SizeSampler:
@@ -183,16 +210,14 @@ class SizeSampler:
         return batches
 
     def _cut(self, part: np.ndarray) -> Iterator[np.ndarray]:
-        begin, edges = 0, 0
-        for i, k in enumerate(part):
-            n = int(self.sizes[k])
-            cost = n * min(n - 1, 50)
-            if i > begin and (i - begin == self.batch_molecules or edges + cost > self.batch_edges):
-                yield self.frames[part[begin:i]]
-                begin, edges = i, 0
-            edges += cost
-        if begin < len(part):
-            yield self.frames[part[begin:]]
+        sizes = self.sizes[part].astype(np.int64)
+        edges = np.concatenate([[0], np.cumsum(sizes * np.minimum(sizes - 1, 50))])
+        begin = 0
+        while begin < len(part):  # once per batch, not per molecule: an epoch has millions of these
+            full = int(np.searchsorted(edges, edges[begin] + self.batch_edges, side="right")) - 1
+            stop = max(min(full, begin + self.batch_molecules), begin + 1)
+            yield self.frames[part[begin:stop]]
+            begin = stop
 
     def stream(self, start_batch: int) -> Iterator[np.ndarray]:
         """Endless stream of batches that begins at batch `start_batch` of the whole training."""

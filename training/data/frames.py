@@ -1,6 +1,6 @@
 """What every reader yields, and the errors that they share."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,8 @@ class FrameBlock:
         ``(n_frames,)`` float64 total energies, eV.
     forces : ndarray or None
         ``(n_frames, n_atoms, 3)`` float32, eV/Angstrom.
+    group : str
+        Name of the HDF5 group that the frames come from: where a file has one per molecule, that tells isomers apart.
     """
 
     formula: str
@@ -35,6 +37,7 @@ class FrameBlock:
     coordinates: np.ndarray
     energies: np.ndarray
     forces: np.ndarray | None
+    group: str = ""
 
 
 @dataclass
@@ -86,4 +89,4 @@ def keep_finite(block: FrameBlock, report: ReadReport) -> FrameBlock | None:
     if not good.any():
         return None
     forces = None if block.forces is None else block.forces[good]
-    return FrameBlock(block.formula, block.atomic_numbers, block.coordinates[good], block.energies[good], forces)
+    return replace(block, coordinates=block.coordinates[good], energies=block.energies[good], forces=forces)

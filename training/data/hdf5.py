@@ -28,9 +28,8 @@ def _groups(node: h5py.Group, needed: str) -> Iterator[h5py.Group]:
     if needed in node and isinstance(node[needed], h5py.Dataset):
         yield node
     for key in node:
-        child = node[key]
-        if isinstance(child, h5py.Group):
-            yield from _groups(child, needed)
+        if node.get(key, getclass=True) is h5py.Group:  # asks without opening: a release holds some 20 data sets per group
+            yield from _groups(node[key], needed)
 
 
 def _dataset(group: h5py.Group, key: str, path: Path) -> h5py.Dataset:
@@ -81,6 +80,7 @@ def _finite_blocks(
                 coordinates=np.asarray(coordinates[part], dtype=np.float32),
                 energies=np.asarray(energies[part], dtype=np.float64) * energy_in_ev,
                 forces=None if forces is None else (np.asarray(forces[part], dtype=np.float64) * force_in_ev_per_angstrom).astype(np.float32),
+                group=coordinates.parent.name,
             )
         except OSError as error:
             where = coordinates.parent.name
@@ -93,8 +93,8 @@ def _finite_blocks(
 def read_ani1x(
     path: Path,
     report: ReadReport,
-    energy_key: str = "wb97x_dz.energy",
-    force_key: str | None = "wb97x_dz.forces",
+    energy_key: str = "auto",
+    force_key: str | None = "auto",
     energy_unit: str = "Hartree",
     force_unit: str = "Hartree/Angstrom",
 ) -> Iterator[FrameBlock]:
@@ -110,7 +110,8 @@ def read_ani1x(
     report : ReadReport
         Filled on the way.
     energy_key, force_key : str
-        Data sets with the labels; `force_key` None for energies alone.
+        Data sets with the labels; `force_key` None for energies alone. ``auto``: what the file's attributes of these names say, as
+        `training.label` writes them, else those of the release, ``wb97x_dz.energy`` and ``wb97x_dz.forces``.
     energy_unit, force_unit : str
         Units of the labels, compared with each data set's ``units`` attribute where there is one.
 
@@ -128,6 +129,10 @@ def read_ani1x(
     with _open(path) as file:
         level = file.attrs.get("level_of_theory")
         report.level_of_theory = level.decode() if isinstance(level, bytes) else level
+        if energy_key == "auto":
+            energy_key = file.attrs.get("energy_key", "wb97x_dz.energy")
+        if force_key == "auto":
+            force_key = file.attrs.get("force_key", "wb97x_dz.forces")
         found = False
         for group in _groups(file, "coordinates"):
             found = True
@@ -150,8 +155,17 @@ def read_ani1x(
             raise DataError(f"{path}: no group with 'coordinates' in it; expected the layout of the ANI-1x release")
 
 
-def read_ani1(path: Path, report: ReadReport, energy_unit: str = "Hartree", high_energy: bool = False) -> Iterator[FrameBlock]:
-    """Stream a file in the layout of the ANI-1 release: ``species`` as strings, ``energies``, no forces.
+def read_ani1(
+    path: Path,
+    report: ReadReport,
+    energy_unit: str = "Hartree",
+    high_energy: bool = False,
+    force_key: str | None = None,
+    force_unit: str = "Hartree/Angstrom",
+) -> Iterator[FrameBlock]:
+    """Stream a file in the layout of the ANI-1 release: one group per molecule, ``species`` as strings, ``energies``.
+
+    COMP6 comes in the same layout and adds ``forces`` (see `training.comp6` for what they really are).
 
     Parameters
     ----------
@@ -161,18 +175,22 @@ def read_ani1(path: Path, report: ReadReport, energy_unit: str = "Hartree", high
         Unit of ``energies``.
     high_energy : bool
         Also read ``coordinatesHE`` and ``energiesHE``.
+    force_key : str or None
+        Data set with the forces, read from the groups that have it.
+    force_unit : str
+        Its unit.
 
     Yields
     ------
     FrameBlock
-        With ``forces`` None.
+        With ``forces`` None where there are none.
 
     Raises
     ------
     DataError
         As `read_ani1x`.
     """
-    factor = energy_factor(energy_unit)
+    factor, f_factor = energy_factor(energy_unit), force_factor(force_unit)
     with _open(path) as file:
         found = False
         for group in _groups(file, "species"):
@@ -188,7 +206,11 @@ def read_ani1(path: Path, report: ReadReport, energy_unit: str = "Hartree", high
                 energies = _dataset(group, "energies" + suffix, path)
                 _expect_shape(energies, (coordinates.shape[0],), path)
                 _check_unit(energies, energy_unit, energy_factor, path)
-                yield from _finite_blocks(path, report, atomic_numbers, coordinates, energies, factor, None, 1.0)
+                forces = group[force_key] if force_key is not None and not suffix and force_key in group else None
+                if forces is not None:
+                    _expect_shape(forces, coordinates.shape, path)
+                    _check_unit(forces, force_unit, force_factor, path)
+                yield from _finite_blocks(path, report, atomic_numbers, coordinates, energies, factor, forces, f_factor)
         if not found:
             raise DataError(f"{path}: no group with 'species' in it; expected the layout of the ANI-1 release")
 
@@ -204,8 +226,9 @@ def detect_layout(path: Path) -> str:
     if path.suffix.lower() in (".xyz", ".extxyz"):
         return "extxyz"
     with _open(path) as file:
-        if next(_groups(file, "species"), None) is not None:
+        group = next(_groups(file, "coordinates"), None)
+        if group is not None and "species" in group:
             return "ani1"
-        if next(_groups(file, "atomic_numbers"), None) is not None:
+        if group is not None and "atomic_numbers" in group:
             return "ani1x"
     raise DataError(f"{path}: neither the ANI-1x layout (atomic_numbers, coordinates) nor the ANI-1 layout (species, coordinates)")

@@ -200,7 +200,7 @@ class PackedWriter:
             per_element[z] = e
         numbers = np.memmap(self._partial / "numbers.bin", dtype=np.uint8, mode="r")
         energies = np.memmap(self._partial / "energies.bin", dtype=np.float64, mode="r")
-        offsets = np.fromfile(self._partial / "offsets.bin", dtype=np.int64)
+        offsets = np.memmap(self._partial / "offsets.bin", dtype=np.int64, mode="r")
         sums = {name: np.zeros(2) for name in ("total", "residual", "residual_per_atom", "residual_per_sqrt_atom")}
         chunk = 100_000
         for start in range(0, self._n_frames, chunk):

@@ -1,0 +1,87 @@
+"""Tables and learning curves from runs."""
+
+import csv
+import json
+import shutil
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.training.helpers import sample_dataset, small_config
+from training.__main__ import app
+from training.callbacks import COLUMNS
+from training.checkpoint import CheckpointError
+from training.figures import PRINTED, error_table, figures, read_run
+from training.fit import fit
+from training.units import KCAL_PER_MOL_PER_EV
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of a few steps."""
+    directory = tmp_path_factory.mktemp("runs")
+    dataset = sample_dataset(directory)
+    fit(small_config(dataset.directory, max_steps=4, validate_every=2), directory / "small", accelerator="cpu")
+    return directory / "small", dataset
+
+
+def write_log(run, rows):
+    with open(run / "log.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_tables_and_pictures(trained, tmp_path):
+    run, dataset = trained
+    made = figures([run], tmp_path)
+    assert {p.name for p in made} == {"table_3_1.md", "table_3_1.json", "table_3_2.md", "table_3_2.json", "small-energy.png", "small-force.png"}
+    assert all(p.stat().st_size > 0 for p in made)
+    (row,) = json.loads((tmp_path / "table_3_1.json").read_text())["rows"]
+    statistics = dataset.metadata["statistics"]
+    assert row["total, mean"] == pytest.approx(statistics["total"]["mean"] * KCAL_PER_MOL_PER_EV)
+    assert row["without self-energies, std"] == pytest.approx(statistics["residual"]["std"] * KCAL_PER_MOL_PER_EV)
+    table = json.loads((tmp_path / "table_3_2.json").read_text())
+    assert [r["run"] for r in table["rows"]] == ["small", *(p["run"] for p in PRINTED)]
+    assert table["rows"][0]["steps"] == 4
+    assert table["rows"][1]["energy, training"] == 3.211
+    assert "energy, validation" not in table["rows"][1]  # the thesis held nothing out
+    assert "not comparable as they stand" in (tmp_path / "table_3_2.md").read_text()
+
+
+def test_best_validation_is_told_by_forces_and_training_is_averaged(trained, tmp_path):
+    run = shutil.copytree(trained[0], tmp_path / "made-up")
+    train = [{"step": s, "train_energy_rmse": s, "train_force_rmse": 2 * s} for s in range(1, 41)]
+    validation = [
+        {"step": 10, "validation_energy_rmse": 1.0, "validation_force_rmse": 9.0},
+        {"step": 20, "validation_energy_rmse": 3.0, "validation_force_rmse": 5.0},
+        {"step": 30, "validation_energy_rmse": 2.0, "validation_force_rmse": 7.0},
+    ]
+    write_log(run, train + validation)
+    row = error_table([read_run(run)])[0]
+    assert row["best at step"] == 20
+    assert row["energy, validation"] == 3.0
+    assert row["force, validation"] == 5.0
+    assert row["energy, training"] == pytest.approx(30.5)  # the last 20 rows: 21 to 40
+    assert row["force, training"] == pytest.approx(61.0)
+
+
+def test_run_of_energies_alone(trained, tmp_path):
+    run = shutil.copytree(trained[0], tmp_path / "energies")
+    write_log(run, [{"step": 5, "train_energy_rmse": 2.0}, {"step": 5, "validation_energy_rmse": 1.5}])
+    made = figures([run], tmp_path / "out")
+    assert "energies-force.png" not in {p.name for p in made}
+    row = error_table([read_run(run)])[0]
+    assert (row["best at step"], row["energy, validation"], row["force, validation"], row["force, training"]) == (5, 1.5, None, None)
+
+
+def test_refusals(trained, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"lacks config\.yaml, log\.csv, last\.ckpt"):
+        figures([tmp_path / "empty"], tmp_path / "out")
+    with pytest.raises(ValueError, match="of different names, got small, small"):
+        figures([trained[0], trained[0]], tmp_path / "out")
+    result = CliRunner().invoke(app, ["figures", str(tmp_path / "empty"), "-o", str(tmp_path / "out")])
+    assert result.exit_code == 1
+    assert "is no directory of 'python -m training fit'" in " ".join(result.output.split())
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,350 @@
+"""`label`: structures, sampling, labels that agree with the calculator, resuming after a kill, and a committee that picks."""
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from ase import Atoms, units
+from ase.build import molecule
+from ase.calculators.emt import EMT
+from ase.io import write
+from scipy.spatial.distance import cdist
+from typer.testing import CliRunner
+
+from tests.training.label_calculators import CountingEMT
+from training.__main__ import app
+from training.data.prepare import prepare
+from training.label.calculators import calculator_factory, parse_options
+from training.label.dimers import CONTACTS, random_dimer
+from training.label.disagreement import Committee
+from training.label.displacements import SOFTEST, STRETCH, displaced_frames, spring_modes
+from training.label.dynamics import langevin_frames
+from training.label.errors import LabelError
+from training.label.journal import Candidate, Journal
+from training.label.run import LabelSettings, label
+from training.label.structures import geometries, is_plausible, read_molecules
+from training.units import ANGSTROM_PER_NM, KJ_PER_MOL_PER_EV
+
+ROOT = Path(__file__).parent.parent.parent
+COUNTING = "tests.training.label_calculators:CountingEMT"
+# Displacements and dimers alone: with dynamics, the sampler's evaluations would be counted too.
+QUIET = LabelSettings(calculator=COUNTING, conformers=1, temperatures=(300.0,), frames=0, displacements=3, dimers=2)
+INPUTS = ["O", "CO", "C#N"]
+
+
+@pytest.fixture(autouse=True)
+def fresh_count():
+    CountingEMT.evaluations, CountingEMT.fail_after = 0, None
+
+
+def contents(path):
+    """Everything in a file that should not depend on when it was made."""
+    with h5py.File(path) as file:
+        return {f"{g}/{k}": file[g][k][()].tolist() for g in file for k in file[g]}
+
+
+class TestStructures:
+    def test_smiles_file_and_frames(self, tmp_path):
+        (tmp_path / "list.smi").write_text("O water\n\nCO methanol\n")
+        write(tmp_path / "two.xyz", [molecule("H2O"), molecule("CH4")])
+        found = read_molecules(["C#N", str(tmp_path / "list.smi"), str(tmp_path / "two.xyz")])
+        assert [m.name for m in found] == ["C#N", "O", "CO", "two.xyz#0", "two.xyz#1"]
+        np.testing.assert_allclose(geometries(found[3], 5, 0)[0].positions, molecule("H2O").positions, atol=1e-6)
+
+    def test_conformers_have_bonds_of_chemistry_and_differ(self):
+        (butanol,) = read_molecules(["CCCCO"])
+        found = geometries(butanol, 3, seed=1)
+        assert len(found) == 3
+        assert Counter(found[0].get_chemical_symbols()) == {"C": 4, "H": 10, "O": 1}
+        assert 1.3 < found[0].get_distance(3, 4) < 1.5  # C-O
+        assert not np.allclose(cdist(*2 * [found[0].positions]), cdist(*2 * [found[1].positions]), atol=0.1)
+        np.testing.assert_array_equal(found[1].positions, geometries(butanol, 3, seed=1)[1].positions)
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("no-such-file.xyz", "neither an existing file nor a SMILES"),
+            ("", "neither an existing file nor a SMILES"),
+            ("[NH4+]", "charged or has unpaired electrons"),
+            ("[CH3]", "charged or has unpaired electrons"),
+        ],
+    )
+    def test_what_is_no_molecule(self, text, message):
+        with pytest.raises(LabelError, match=message):
+            read_molecules([text])
+
+    def test_bad_files(self, tmp_path):
+        (tmp_path / "bad.xyz").write_text("3\n\nH 0 0\n")
+        with pytest.raises(LabelError, match=r"bad\.xyz: ASE cannot read it"):
+            read_molecules([str(tmp_path / "bad.xyz")])
+        write(tmp_path / "box.xyz", Atoms("H2", [[0, 0, 0], [0, 0, 0.7]], cell=[9, 9, 9], pbc=True))
+        with pytest.raises(LabelError, match="frame 0 is periodic"):
+            read_molecules([str(tmp_path / "box.xyz")])
+        write(tmp_path / "fused.xyz", Atoms("H2", [[0, 0, 0], [0, 0, 0.1]]))
+        with pytest.raises(LabelError, match="on top of each other"):
+            read_molecules([str(tmp_path / "fused.xyz")])
+        (tmp_path / "list.smi").write_text("CO\nC(\n")
+        with pytest.raises(LabelError, match=r"list\.smi, line 2"):
+            read_molecules([str(tmp_path / "list.smi")])
+
+
+class TestSampling:
+    def test_modes_of_springs(self):
+        # Two atoms: V = 1/2 a (x_2 - x_1)^2 has the stiffness 2 a along (-1, 1) / sqrt 2; a linear molecule has 3 n - 5 modes.
+        stiffness, modes = spring_modes(molecule("N2"))
+        np.testing.assert_allclose(stiffness, [2 * STRETCH])
+        np.testing.assert_allclose(np.abs(modes[[2, 5], 0]), 0.5**0.5)
+        assert len(spring_modes(molecule("CO2"))[0]) == 4
+        # In planar benzene, too, every mode is held, and none moves or turns the whole.
+        ring = molecule("C6H6")
+        stiffness, modes = spring_modes(ring)
+        assert len(stiffness) == 30
+        assert stiffness.min() > SOFTEST
+        np.testing.assert_allclose(modes.T @ modes, np.eye(30), atol=1e-12)
+        moved = modes.T.reshape(30, 12, 3)
+        np.testing.assert_allclose(moved.sum(1), 0, atol=1e-12)
+        np.testing.assert_allclose(np.cross(ring.positions[None], moved).sum(1), 0, atol=1e-11)
+        # The distance of two molecules is held by nothing but the floor.
+        pair = molecule("H2O")
+        pair.extend(Atoms("H2O", molecule("H2O").positions[[1, 2, 0]] + [0, 0, 5.0]))
+        assert (np.abs(spring_modes(pair)[0] - SOFTEST) < 1e-9).sum() == 1
+
+    def test_displacements_have_the_spread_of_the_temperature(self):
+        atoms = molecule("CH3CH2OH")
+        stiffness, modes = spring_modes(atoms)
+        rng = np.random.default_rng(0)
+        shifts = np.array([(f.positions - atoms.positions).ravel() for f in displaced_frames(atoms, 100.0, 400, rng)])
+        ratio = ((shifts @ modes) ** 2).mean(0) * stiffness / (units.kB * 100.0)
+        assert ratio.mean() == pytest.approx(1.0, abs=0.05)
+        assert np.square(shifts).sum() == pytest.approx(np.square(shifts @ modes).sum(), rel=1e-9)  # nothing outside of the modes
+        assert displaced_frames(Atoms("H"), 100.0, 4, rng) == []
+
+    def test_dynamics_keep_the_temperature_and_the_start(self):
+        atoms = Atoms("N2", [[0, 0, 0], [0, 0, 1.1]])
+        before = atoms.positions.copy()
+        frames = langevin_frames(atoms, EMT(), 300.0, 5, np.random.default_rng(0))
+        np.testing.assert_array_equal(atoms.positions, before)
+        assert len(frames) == 5
+        again = langevin_frames(atoms, EMT(), 300.0, 5, np.random.default_rng(0))
+        np.testing.assert_array_equal(frames[4].positions, again[4].positions)
+        assert len({round(f.get_distance(0, 1), 6) for f in frames}) == 5
+
+    def test_dimers_touch_at_the_contact_that_was_drawn(self):
+        rng = np.random.default_rng(0)
+        ring, water = molecule("C6H6"), molecule("H2O")
+        contacts = []
+        for _ in range(200):
+            dimer = random_dimer(ring, water, rng)
+            assert is_plausible(dimer)
+            np.testing.assert_allclose(cdist(dimer.positions[:12], dimer.positions[:12]), cdist(ring.positions, ring.positions), atol=1e-9)
+            contacts.append(cdist(dimer.positions[:12], dimer.positions[12:]).min())
+        assert CONTACTS[0] - 1e-9 < min(contacts) < CONTACTS[0] + 0.1
+        assert CONTACTS[1] - 0.1 < max(contacts) < CONTACTS[1] + 1e-9
+        assert np.mean(contacts) == pytest.approx(np.mean(CONTACTS), abs=0.15)
+
+
+class TestCalculators:
+    def test_by_name_and_by_module(self):
+        assert type(calculator_factory("emt", {})()).__name__ == "EMT"
+        assert isinstance(calculator_factory(COUNTING, {})(), CountingEMT)
+        assert parse_options(["xc=PBE", "cart=true", 'scf={"tol": 1e-8}', "name=a=b"]) == {
+            "xc": "PBE",
+            "cart": True,
+            "scf": {"tol": 1e-8},
+            "name": "a=b",
+        }
+
+    @pytest.mark.parametrize(
+        ("specification", "options", "message"),
+        [
+            ("emtt", {}, "ASE has no calculator 'emtt'"),
+            ("tests.training.nowhere:EMT", {}, "no 'EMT' in module 'tests.training.nowhere'"),
+            ("ase.calculators.emt:Nothing", {}, "no 'Nothing' in module"),
+            ("ase:Atoms", {}, "gives no energy and no forces"),
+            ("tests.training.label_calculators:no_forces", {}, "gives no forces"),
+            ("tests.training.label_calculators:no_forces", {"a": 1}, "TypeError"),
+        ],
+    )
+    def test_refusals(self, specification, options, message):
+        with pytest.raises(LabelError, match=message):
+            calculator_factory(specification, options)
+
+    def test_option_without_a_value(self):
+        with pytest.raises(LabelError, match="must read key=value, got 'cart'"):
+            parse_options(["cart"])
+
+
+class TestRun:
+    def test_labels_are_those_of_the_calculator_and_round_trip(self, tmp_path):
+        settings = LabelSettings(calculator="emt", conformers=2, temperatures=(200.0, 400.0), frames=1, displacements=1, dimers=3)
+        report = label(INPUTS, tmp_path / "data.h5", settings, level_of_theory="EMT")
+        assert report["notes"] == []
+        assert not (tmp_path / "data.h5.journal").exists()
+        dataset = prepare([tmp_path / "data.h5"], tmp_path / "packed")
+        assert len(dataset) == report["labelled"]
+        assert report["labelled"] + sum(report["failures"].values()) == report["candidates"] >= 3 * (1 + 2 * 2) + 3 - 1
+        assert dataset.metadata["level_of_theory"] == "EMT"
+        for frame in range(len(dataset)):
+            part = slice(dataset.offsets[frame], dataset.offsets[frame + 1])
+            atoms = Atoms(dataset.numbers[part], dataset.coordinates[part], calculator=EMT())
+            assert dataset.energies[frame] == pytest.approx(atoms.get_potential_energy(), abs=1e-4)
+            np.testing.assert_allclose(dataset.forces[part], atoms.get_forces(), atol=2e-4)
+        with h5py.File(tmp_path / "data.h5") as file:
+            assert {s.decode().split()[0] for g in file.values() for s in g["source"][()]} == {"conformer", "displacement", "dynamics", "dimer"}
+            assert file["CH4O/label.forces"].attrs["units"] == "Hartree/Angstrom"
+            assert (np.diff(file["CH4O/atomic_numbers"][()].astype(int)) >= 0).all()
+
+    def test_interrupted_and_resumed_equals_uninterrupted(self, tmp_path):
+        label(INPUTS, tmp_path / "whole.h5", QUIET)
+        needed = CountingEMT.evaluations
+        assert needed >= 12
+        CountingEMT.evaluations = 0
+        for stop in (5, 9):
+            CountingEMT.fail_after = stop
+            with pytest.raises(KeyboardInterrupt):
+                label(INPUTS, tmp_path / "parts.h5", QUIET, resume=stop == 9)
+            assert not (tmp_path / "parts.h5").exists()
+        CountingEMT.fail_after = None
+        label(INPUTS, tmp_path / "parts.h5", QUIET, resume=True)
+        assert CountingEMT.evaluations == needed  # no frame was labelled twice
+        assert contents(tmp_path / "parts.h5") == contents(tmp_path / "whole.h5")
+
+    def test_killed_in_the_middle(self, tmp_path):
+        program = f"""
+from pathlib import Path
+from tests.training.label_calculators import CountingEMT
+from training.label.run import LabelSettings, label
+CountingEMT.kill_after = 4
+settings = LabelSettings(calculator={COUNTING!r}, conformers=1, temperatures=(300.0,), frames=0, displacements=3, dimers=2)
+label({INPUTS!r}, Path({str(tmp_path / "killed.h5")!r}), settings)
+"""
+        result = subprocess.run([sys.executable, "-W", "ignore", "-c", program], cwd=ROOT, capture_output=True)
+        assert result.returncode == -9, result.stderr
+        report = label(INPUTS, tmp_path / "killed.h5", QUIET, resume=True)
+        label(INPUTS, tmp_path / "whole.h5", QUIET)
+        assert CountingEMT.evaluations == 2 * report["labelled"] - 4 + 2 * sum(report["failures"].values())
+        assert contents(tmp_path / "killed.h5") == contents(tmp_path / "whole.h5")
+
+    def test_a_calculator_that_is_not_installed_ends_the_run_and_costs_nothing(self, tmp_path):
+        settings = LabelSettings(
+            calculator="tests.training.label_calculators:BrokenEMT", conformers=1, frames=0, displacements=20, temperatures=(300.0,)
+        )
+        for resume in (False, True):
+            with pytest.raises(LabelError, match=r"20 labels in a row failed, .*the program was not found.*--resume"):
+                label(["CO"], tmp_path / "data.h5", settings, resume=resume)
+        few = LabelSettings(calculator="tests.training.label_calculators:BrokenEMT", conformers=1, frames=0, displacements=2)
+        with pytest.raises(LabelError, match="no label could be computed, lastly: RuntimeError: the program was not found"):
+            label(["CO"], tmp_path / "few.h5", few)
+
+    def test_failed_dynamics_leave_the_rest(self, tmp_path):
+        settings = LabelSettings(calculator="emt", sampler="tests.training.label_calculators:BrokenEMT", conformers=1, frames=1, displacements=2)
+        report = label(["CO"], tmp_path / "data.h5", settings)
+        assert report["notes"] == ["CO: dynamics failed (RuntimeError: the program was not found)"]
+        assert report["labelled"] == 5
+
+    def test_other_settings_are_refused(self, tmp_path):
+        CountingEMT.fail_after = 3
+        with pytest.raises(KeyboardInterrupt):
+            label(INPUTS, tmp_path / "data.h5", QUIET)
+        CountingEMT.fail_after = None
+        with pytest.raises(LabelError, match="holds an unfinished run; continue it with --resume"):
+            label(INPUTS, tmp_path / "data.h5", QUIET)
+        with pytest.raises(LabelError, match=r"other settings \(displacements was 3, now 9\)"):
+            label(INPUTS, tmp_path / "data.h5", LabelSettings(**{**QUIET.__dict__, "displacements": 9}), resume=True)
+        with pytest.raises(LabelError, match="no run to resume"):
+            label(INPUTS, tmp_path / "other.h5", QUIET, resume=True)
+        open_journal = Journal(tmp_path / "busy.h5.journal", {}, resume=False)
+        with pytest.raises(LabelError, match="another run may be using it"):
+            Journal(tmp_path / "busy.h5.journal", {}, resume=True)
+        open_journal.close()
+        (tmp_path / "noise.h5.journal").write_bytes(b"noise" * 1000)
+        with pytest.raises(LabelError, match="it is damaged"):
+            label(INPUTS, tmp_path / "noise.h5", QUIET, resume=True)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"conformers": 0}, "conformers must be at least 1, got 0"),
+            ({"temperatures": (-3.0,)}, "temperatures must be positive"),
+            ({"select": 3}, "belong together"),
+            ({"committee": ("a",)}, "belong together"),
+            ({"committee": ("a",), "select": 0}, "select must be at least 1"),
+            ({"sampler_options": {"a": 1}}, "but no sampler"),
+        ],
+    )
+    def test_bad_settings(self, changes, message):
+        with pytest.raises(LabelError, match=message):
+            LabelSettings(**{"calculator": "emt", **changes})
+
+
+class TestCommittee:
+    def test_disagreement_is_the_largest_spread_of_a_force(self):
+        """By hand: two models that differ by 2 eV/A on one atom, each 1 eV/A from their mean, and by less on the others."""
+        difference = torch.tensor([[0.0, 0.1, 0.0], [1.2, 0.0, 1.6], [0.0, 0.0, 0.0]], dtype=torch.float64) * KJ_PER_MOL_PER_EV * ANGSTROM_PER_NM
+        committee = Committee.__new__(Committee)
+        committee._models = [lambda x, z, box: (0.0, 0 * difference), lambda x, z, box: (0.0, difference)]
+        assert committee.disagreement(molecule("H2O")) == pytest.approx(1.0, rel=1e-12)
+
+    def test_only_what_was_picked_is_labelled(self, tmp_path, monkeypatch):
+        class Longest:
+            """Disagrees on stretched molecules."""
+
+            def __init__(self, models):
+                assert models == ["a", "b"]
+
+            def require_elements(self, symbols):
+                assert symbols == {"H", "O"}
+
+            def disagreement(self, atoms):
+                return atoms.get_all_distances().max()
+
+        monkeypatch.setattr("training.label.run.Committee", Longest)
+        settings = LabelSettings(calculator=COUNTING, frames=0, displacements=10, conformers=1, committee=("a", "b"), select=5)
+        report = label(["O"], tmp_path / "data.h5", settings)
+        assert (report["candidates"], report["labelled"], CountingEMT.evaluations) == (21, 5, 5)
+        with h5py.File(tmp_path / "data.h5") as file:
+            spread = [Atoms("H2O", x).get_all_distances().max() for x in file["H2O/coordinates"][()]]
+            stored = file["H2O/committee.force_std"]
+            np.testing.assert_allclose(stored[()] * units.Hartree, spread, rtol=1e-5)
+            assert stored.attrs["units"] == "Hartree/Angstrom"
+
+    def test_journal_keeps_those_with_the_largest_disagreement(self, tmp_path):
+        journal = Journal(tmp_path / "journal", {}, resume=False)
+        journal.add_task("a", [Candidate("water", "test", molecule("H2O")) for _ in range(6)], None)
+        for (frame, _), value in zip(journal.without_disagreement(), [0.1, 0.5, 0.2, 0.9, 0.3, 0.2], strict=True):
+            journal.set_disagreement(frame, value)
+        journal.choose(3)
+        assert [frame for frame, _ in journal.unlabelled()] == [2, 4, 5]
+        journal.choose(4)
+        assert [frame for frame, _ in journal.unlabelled()] == [2, 3, 4, 5]
+        journal.close()
+
+    def test_element_that_a_model_does_not_know(self):
+        committee = Committee.__new__(Committee)
+        committee._elements = {"H", "C", "N", "O"}
+        committee.require_elements({"C", "O"})
+        (chloroform,) = read_molecules(["ClC(Cl)Cl"])
+        with pytest.raises(LabelError, match="the input holds Cl, which not every model of the committee knows"):
+            committee.require_elements(set(chloroform.symbols))
+
+    def test_refusals(self):
+        with pytest.raises(LabelError, match="at least two models, got 1"):
+            Committee(["se3-ani1x"])
+        with pytest.raises(LabelError, match="same weights twice"):
+            Committee(["se3-ani1x", "se3-ani1x"])
+
+
+def test_command_line(tmp_path):
+    arguments = ["label", "O", "N", "-o", str(tmp_path / "data.h5"), "--calculator", "emt", "--conformers", "1", "--frames", "1", "--dimers", "1"]
+    result = CliRunner().invoke(app, [*arguments, "--temperature", "300", "--displacements", "1"])
+    assert result.exit_code == 0, result.output
+    assert "7 frames labelled of 7 candidates" in " ".join(result.output.split())
+    again = CliRunner().invoke(app, arguments)
+    assert again.exit_code == 1
+    assert "exists already" in again.output
+    assert "Traceback" not in again.output
