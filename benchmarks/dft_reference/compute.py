@@ -4,10 +4,10 @@
     PYTHONPATH=. python benchmarks/dft_reference/compute.py openmm_se3/physics/dft_reference.json
 
 - geometry, energy and harmonic frequencies of small molecules;
-- energies along rigid torsions of ethanol (H-O-C-C) and butane (C-C-C-C), all else at the DFT minimum;
+- energies along rigid torsions of ethanol (H-O-C-C) and butane (C-C-C-C), all else as in the G2 set;
 - energies along one stretched O-H bond of water (spin-restricted), and along the O-O distance of a water dimer.
 
-Cartesian d functions, as in Gaussian's 6-31G(d); no density fitting. Geometries start from the G2 set of ASE. What the file holds
+Cartesian d functions, as in Gaussian's 6-31G(d); no density fitting. Geometries start from ASE's G2 set. What the file holds
 already is not computed again, so an interrupted run goes on where it stopped. About half an hour on one core.
 """
 
@@ -106,7 +106,7 @@ def beyond(atoms, pivot, end):
     return sorted(side)
 
 
-def torsion_of(atoms, quadruple, step=15):
+def torsion_of(atoms, quadruple, step=20):
     """Angles 0 to 180 degrees and their frames."""
     angles = np.arange(0, 181, step)
     return angles, torsion(atoms, quadruple, beyond(atoms, quadruple[1], quadruple[2]), angles)
@@ -188,13 +188,13 @@ def main():
         save()
         print(f"{name}: {len(frames)} energies", flush=True)
 
-    for name, formula in {**MOLECULES, "ethanol": "CH3CH2OH", "butane": "trans-butane"}.items():
+    for name, formula in MOLECULES.items():
         if name not in data["molecules"]:
             atoms = minimum(formula)
             data["molecules"][name] = {**described(atoms), "energy_hartree": energy(atoms)}
             save()
             print(f"{name}: geometry", flush=True)
-        if name in MOLECULES and "wavenumbers_per_cm" not in data["molecules"][name]:
+        if "wavenumbers_per_cm" not in data["molecules"][name]:
             found = frequencies(stored(name))
             data["molecules"][name]["wavenumbers_per_cm"] = [round(f, 3) for f in found]
             save()
@@ -202,9 +202,9 @@ def main():
         if name == "water":
             curve("water O-H", "O-H distance", "Angstrom", *water_stretch(stored(name)))
             curve("water dimer O-O", "O-O distance", "Angstrom", *water_dimer(stored(name)))
-    # Indices as in the G2 set: ethanol C C O H(O) ..., butane C C C C ...
-    curve("ethanol H-O-C-C", "H-O-C-C dihedral", "degree", *torsion_of(stored("ethanol"), (3, 2, 1, 0)))
-    curve("butane C-C-C-C", "C-C-C-C dihedral", "degree", *torsion_of(stored("butane"), (0, 1, 2, 3)))
+    # Ethanol is C C O H(O) ..., butane C C C C ...
+    curve("ethanol H-O-C-C", "H-O-C-C dihedral", "degree", *torsion_of(molecule("CH3CH2OH"), (3, 2, 1, 0)))
+    curve("butane C-C-C-C", "C-C-C-C dihedral", "degree", *torsion_of(molecule("trans-butane"), (0, 1, 2, 3)))
 
 
 if __name__ == "__main__":

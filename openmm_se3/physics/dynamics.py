@@ -11,6 +11,9 @@ from openmm_se3.physics.harmonic import rigid_motions
 from openmm_se3.physics.units import BOLTZMANN
 from openmm_se3.simulate import choose_platform
 
+#: Kelvin, beyond which no molecule is one any more.
+HOTTEST = 1e4
+
 #: Called with the share of the run that is done.
 Progress = Callable[[float], None]
 
@@ -60,7 +63,7 @@ class Trace:
     squared_speeds : ndarray
         ``(n, n_atoms)`` nm^2/ps^2.
     complete : bool
-        False where it ended early because the energy was not finite or the temperature had risen twentyfold.
+        False where it ended early, because the energy was not finite or the temperature above `HOTTEST`.
     """
 
     time: np.ndarray
@@ -127,7 +130,7 @@ def run(
             complete = False
             break
         rows.append((k * every * step_fs * 1e-3, potential, kinetic, np.sum(np.asarray(v) ** 2, axis=1)))
-        if kinetic > 20 * max(rows[0][2], BOLTZMANN * len(positions)):
+        if kinetic > 1.5 * len(positions) * BOLTZMANN * HOTTEST:
             complete = False
             break
         if progress is not None:

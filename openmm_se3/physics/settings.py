@@ -53,7 +53,7 @@ class PhysicsSettings:
 QUICK = PhysicsSettings(
     molecules=("ethanol",), frames=2, nve_ps=0.5, langevin_ps=1.0, langevin_forces=("direct",), points=100, box_waters=0, box_ps=0.0
 )
-#: Long enough to tell 0.05 K/ps. The box takes most of the time: days on a CPU, so use a GPU, or name the other measures.
+#: Long enough to tell 0.05 K/ps: about a day of one core, a third of it for the box, with the released model.
 FULL = PhysicsSettings(
     molecules=("ethanol", "paracetamol"),
     frames=5,

@@ -17,7 +17,7 @@ def profile_errors(found: np.ndarray, reference: np.ndarray) -> tuple[float, flo
 
 
 def measure_torsion(subject: Subject, settings: PhysicsSettings) -> Section:
-    """Rigid scans about one bond, all else at the DFT minimum."""
+    """Rigid scans about one bond, all else as in the G2 set."""
     quantities: list[Quantity] = []
     panels: list[Panel] = []
     for name in CURVES:
