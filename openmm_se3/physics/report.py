@@ -132,10 +132,23 @@ def write_report(path: Path, head: Mapping[str, Any], sections: Sequence[Section
 
 
 def read_report(path: Path) -> tuple[dict[str, Any], list[Section]]:
-    """Head and sections of a report; the inverse of `write_report`, with NaN where a number was not finite."""
-    head = json.loads(path.read_text())
+    """Head and sections of a report; the inverse of `write_report`, with NaN where a number was not finite.
+
+    Raises
+    ------
+    ValueError
+        If the file is no such report.
+    """
+    try:
+        head = json.loads(path.read_text())
+        return head, _sections(head.pop("sections"))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a report of physics ({type(error).__name__}: {error}); choose another output directory") from None
+
+
+def _sections(rows: list[dict[str, Any]]) -> list[Section]:
     sections = []
-    for row in head.pop("sections"):
+    for row in rows:
         for quantity in row["quantities"]:
             del quantity["verdict"]
         quantities = [Quantity(**{**q, "value": float("nan") if q["value"] is None else q["value"]}) for q in row["quantities"]]
@@ -144,7 +157,7 @@ def read_report(path: Path) -> tuple[dict[str, Any], list[Section]]:
             for p in row["panels"]
         ]
         sections.append(Section(**{**row, "quantities": quantities, "panels": panels}))
-    return head, sections
+    return sections
 
 
 _STYLE = {"aim": "[green]aim[/]", "ok": "ok", "open": "[yellow]open[/]", "missed": "[bold red]MISSED[/]", "": ""}

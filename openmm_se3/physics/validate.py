@@ -98,12 +98,14 @@ def validate_physics(
     if resume and report.exists():
         previous, sections = read_report(report)
         # A report that was read back has lists where the settings have tuples.
-        if any(previous[k] != (head[k] if k != "settings" else _listed(settings)) for k in ("weights_sha256", "settings")):
+        if (previous.get("weights_sha256"), previous.get("settings")) != (head["weights_sha256"], _listed(settings)):
             raise ValueError(f"{report} is of another model or other settings; choose another output directory")
         done = {s.name: s for s in sections}
     elif output.exists() and any(output.iterdir()):
         raise FileExistsError(f"{output} is not empty; choose another output directory, or continue in it with --resume")
     output.mkdir(parents=True, exist_ok=True)
+    # From here on the directory tells what it is of, so that it can be continued whenever it is interrupted.
+    write_report(report, head, [done[m] for m in MEASURES if m in done])
     known = tuple(m for m in settings.molecules if subject.knows(starting_structure(m).get_chemical_symbols()))
     usable = replace(settings, molecules=known)
     for name in (m for m in MEASURES if m in measures and m not in done):

@@ -47,6 +47,12 @@ class TestReport:
         raw = json.loads((tmp_path / "r.json").read_text(), parse_constant=pytest.fail)
         assert raw["sections"][0]["quantities"][0]["verdict"] == "missed"
 
+    @pytest.mark.parametrize("text", ["", "[1]", "{}", '{"sections": [{"name": "a"}]}'])
+    def test_foreign_file(self, tmp_path, text):
+        (tmp_path / "r.json").write_text(text)
+        with pytest.raises(ValueError, match=r"r\.json is not a report of physics"):
+            read_report(tmp_path / "r.json")
+
     def test_table(self):
         console = Console(width=100, record=True, file=io.StringIO())
         console.print(report_table([Section("a", "Title", [Quantity("q", 2.0, "K", 1.0, uncertainty=0.25)], notes=["a note"])]))
