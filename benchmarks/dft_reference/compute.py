@@ -8,7 +8,7 @@
 - energies along one stretched O-H bond of water (spin-restricted), and along the O-O distance of a water dimer.
 
 Cartesian d functions, as in Gaussian's 6-31G(d); no density fitting. Geometries start from ASE's G2 set. What the file holds
-already is not computed again, so an interrupted run goes on where it stopped. About half an hour on one core.
+already is not computed again, so an interrupted run goes on where it stopped. About a quarter of an hour on one core.
 """
 
 import argparse

@@ -178,6 +178,6 @@ def measure_dissociation(subject: Subject, settings: PhysicsSettings) -> Section
         lines.append(Line(f"{a}-{b}", (r * ANGSTROM_PER_NM).tolist(), energies.tolist()))
     for what, values in (("fall inwards by", drops), ("hole on the wall", holes)):
         worst = max(values, key=lambda k: values[k])
-        quantities.append(Quantity(f"bare pairs: {what} ({worst})", values[worst], "kJ/mol", must=0.0))
+        quantities.append(Quantity(f"bare pairs: {what}" + (f" ({worst})" if values[worst] > 0 else ""), values[worst], "kJ/mol", must=0.0))
     panels.append(Panel("bare pairs of atoms", "distance (Angstrom)", "energy (kJ/mol)", lines, (-1500.0, 3000.0)))
     return Section("dissociation", "Dissociation curves and repulsive wall", quantities, panels, notes)

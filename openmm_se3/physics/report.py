@@ -169,7 +169,7 @@ def report_table(sections: Iterable[Section]) -> Table:
     for section in sections:
         table.add_row(f"[bold]{section.title}[/]", f"[dim]{section.seconds:.0f} s[/]")
         for q in section.quantities:
-            value = f"{q.value:.3g}" + (f" ± {q.uncertainty:.1g}" if q.uncertainty else "")
+            value = f"{q.value:.3g}" + (f" ± {q.uncertainty:.2g}" if q.uncertainty else "")
             limits = ("" if limit is None else f"{limit:g}" for limit in (q.must, q.aim))
             table.add_row(f"  {q.name}", f"{value} {q.unit}".strip(), *limits, _STYLE[q.verdict])
         for note in section.notes:

@@ -57,7 +57,7 @@ class TestReport:
         console = Console(width=100, record=True, file=io.StringIO())
         console.print(report_table([Section("a", "Title", [Quantity("q", 2.0, "K", 1.0, uncertainty=0.25)], notes=["a note"])]))
         text = console.export_text()
-        for piece in ("Title", "q", "2 ± 0.2 K", "MISSED", "a note"):
+        for piece in ("Title", "q", "2 ± 0.25 K", "MISSED", "a note"):
             assert piece in text
 
 
@@ -140,17 +140,15 @@ class TestValidatePhysics:
         sections = validate_physics(model, tmp_path / "out", SHORT)
         assert {s.name for s in sections if s.quantities} == {"continuity", "dissociation"}
 
-    def test_no_minimum_is_reported_and_the_rest_goes_on(self, tmp_path):
-        model = write_model(Morse(depth=-400.0), tmp_path / "repulsive.pt")
-        sections = validate_physics(model, tmp_path / "out", replace(SHORT, points=5), ("gradient", "torsion"))
+    def test_no_minimum_is_reported_and_the_rest_goes_on(self, morse, tmp_path, monkeypatch):
+        monkeypatch.setattr("ase.optimize.LBFGS.run", lambda self, fmax, steps: False)
+        sections = validate_physics(morse, tmp_path / "out", replace(SHORT, points=5), ("gradient", "torsion"))
         assert [q.name for q in missed(sections)] == ["could not be measured"]
         assert "water: no minimum" in sections[0].notes[0]
         assert sections[1].quantities
 
     def test_released_model(self, tmp_path):
-        sections = validate_physics(
-            MODEL, tmp_path / "out", replace(SHORT, nve_ps=0.01), ("gradient", "asymmetry", "continuity", "torsion", "heating")
-        )
+        sections = validate_physics(MODEL, tmp_path / "out", replace(SHORT, points=6), ("gradient", "asymmetry", "continuity", "torsion"))
         for section in sections:
             values = [q.value for q in section.quantities]
             assert values, section.name
