@@ -132,6 +132,27 @@ def _paths(subject: Subject) -> list[_Path]:
     return paths
 
 
+def bare_pairs(subject: Subject, settings: PhysicsSettings) -> tuple[list[Quantity], Panel]:
+    """Walls of two lone atoms of every pair of elements: no such molecule was ever seen in training, yet atoms must not fuse."""
+    quantities: list[Quantity] = []
+    lines, drops, holes = [], {}, {}
+    for a, b in combinations_with_replacement(subject.metadata.elements, 2):
+        contact = (covalent_radii[atomic_numbers[a]] + covalent_radii[atomic_numbers[b]]) / ANGSTROM_PER_NM
+        surface = subject.surface([a, b])
+        wall = np.linspace(0.25 * contact, WALL_SHARE * contact, settings.points // 2, endpoint=False)
+        r = np.concatenate([wall, np.linspace(WALL_SHARE * contact, subject.metadata.cutoff_nm, settings.points - len(wall))])
+        energies = np.array([surface.energy(np.array([[0.0, 0, 0], [d, 0, 0]])) for d in r])
+        inside = np.arange(len(r)) < len(wall)
+        drops[f"{a}-{b}"] = _largest_drop(energies[inside][::-1])
+        holes[f"{a}-{b}"] = max(0.0, float(energies[~inside].min() - energies[inside].min()))
+        lines.append(Line(f"{a}-{b}", (r * ANGSTROM_PER_NM).tolist(), energies.tolist()))
+    for what, values in (("fall inwards by", drops), ("hole on the wall", holes)):
+        worst = max(values, key=lambda k: values[k])
+        named = f" ({worst})" if values[worst] > 0 else ""
+        quantities.append(Quantity(f"bare pairs: {what}{named}", values[worst], "kJ/mol", must=0.0))
+    return quantities, Panel("bare pairs of atoms", "distance (Angstrom)", "energy (kJ/mol)", lines, (-500.0, 3000.0))
+
+
 def measure_dissociation(subject: Subject, settings: PhysicsSettings) -> Section:
     """Rigid curves of bonds and dimers, and of every bare pair of elements.
 
@@ -166,18 +187,7 @@ def measure_dissociation(subject: Subject, settings: PhysicsSettings) -> Section
             quantities.append(Quantity(f"{path.name}: error of the rise to {ref.values[-1]:g} Å", float(last), "kJ/mol"))
             reach = max(reach, float(np.ptp(ref.energies[np.argmin(ref.energies) :])))
         panels.append(Panel(path.name, "distance (Angstrom)", "energy (kJ/mol)", lines, (-0.5 * reach, 1.5 * reach)))
-    lines, drops, holes = [], {}, {}
-    for a, b in combinations_with_replacement(subject.metadata.elements, 2):
-        contact = (covalent_radii[atomic_numbers[a]] + covalent_radii[atomic_numbers[b]]) / ANGSTROM_PER_NM
-        surface = subject.surface([a, b])
-        r = np.linspace(0.25 * contact, subject.metadata.cutoff_nm, settings.points)
-        energies = np.array([surface.energy(np.array([[0.0, 0, 0], [d, 0, 0]])) for d in r])
-        inside = r < WALL_SHARE * contact
-        drops[f"{a}-{b}"] = _largest_drop(energies[inside][::-1])
-        holes[f"{a}-{b}"] = max(0.0, float(energies[~inside].min() - energies[inside].min()))
-        lines.append(Line(f"{a}-{b}", (r * ANGSTROM_PER_NM).tolist(), energies.tolist()))
-    for what, values in (("fall inwards by", drops), ("hole on the wall", holes)):
-        worst = max(values, key=lambda k: values[k])
-        quantities.append(Quantity(f"bare pairs: {what}" + (f" ({worst})" if values[worst] > 0 else ""), values[worst], "kJ/mol", must=0.0))
-    panels.append(Panel("bare pairs of atoms", "distance (Angstrom)", "energy (kJ/mol)", lines, (-1500.0, 3000.0)))
+    bare, panel = bare_pairs(subject, settings)
+    quantities += bare
+    panels.append(panel)
     return Section("dissociation", "Dissociation curves and repulsive wall", quantities, panels, notes)
