@@ -10,7 +10,7 @@ from openmm_se3.physics.settings import QUICK
 from openmm_se3.physics.subject import Subject
 from openmm_se3.physics.trajectory import read_dcd
 from openmm_se3.physics.water_box import measure_water_box, radial_distribution, water_box
-from openmm_se3.simulate import SimulationSettings, simulate
+from openmm_se3.simulate import SimulationSettings, read_log, simulate
 from openmm_se3.structures import read_structure
 from tests.openmm_se3.physics.models import Morse, write_model
 
@@ -72,6 +72,8 @@ class TestMeasure:
         found = {q.name: q for q in section.quantities}
         assert found["time not reached"].verdict == "ok"
         assert np.isfinite([q.value for q in section.quantities]).all()
+        log = read_log(tmp_path / "water-box" / "log.csv")["temperature_k"]
+        assert found["mean temperature above the thermostat's"].value == pytest.approx(log.mean() - 300.0)
         assert seen[-1] == 1.0
         assert [p.title for p in section.panels] == ["O-O radial distribution", "temperature"]
         written = (tmp_path / "water-box" / "trajectory.dcd").stat().st_size
