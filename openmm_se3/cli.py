@@ -1,4 +1,4 @@
-"""``openmm-se3``: simulate a structure file, list and inspect models, check a model file."""
+"""``openmm-se3``: simulate a structure file, list and inspect models, check a model file and its physics."""
 
 import json
 import time
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 import openmm_se3
@@ -132,8 +132,25 @@ def info(model: Annotated[str, typer.Argument(help="Released model or exported f
 
 
 @app.command()
-def validate(model: Annotated[str, typer.Argument(help="Released model or exported file.")]) -> None:
-    """Check that a model file keeps the contract, alone and inside OpenMM."""
+def validate(
+    model: Annotated[str, typer.Argument(help="Released model or exported file.")],
+    physics: Annotated[bool, typer.Option("--physics", help="Measure the physics instead; writes a report and pictures.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="With --physics: long runs and a water box, hours; else under two minutes.")] = False,
+    measure: Annotated[list[str] | None, typer.Option(help="With --physics: only this measure; may be given several times.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="With --physics: directory; by default the model's name + '-physics'.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="With --physics: keep what --output holds, do the rest.")] = False,
+) -> None:
+    """Check that a model file keeps the contract, alone and inside OpenMM; or measure its physics.
+
+    Fails if a check fails, or if a quantity misses what it must keep.
+    """
+    if physics:
+        _validate_physics(model, output if output is not None else Path(f"{Path(model).stem}-physics"), full, measure, resume)
+        return
+    if full or measure or output is not None or resume:
+        raise _fail(ValueError("--full, --measure, --output and --resume go with --physics"))
     from openmm_se3.validation import validate_model
 
     try:
@@ -147,6 +164,30 @@ def validate(model: Annotated[str, typer.Argument(help="Released model or export
     failed = sum(not c.passed for c in checks)
     console.print(f"{len(checks) - failed} of {len(checks)} checks passed", highlight=False)
     if failed:
+        raise typer.Exit(1)
+
+
+def _validate_physics(model: str, output: Path, full: bool, measures: list[str] | None, resume: bool) -> None:
+    from openmm_se3.physics.report import missed, report_table
+    from openmm_se3.physics.settings import FULL, QUICK
+    from openmm_se3.physics.validate import MEASURES, REPORT_FILE, validate_physics
+
+    try:
+        with Progress(TextColumn("{task.description:14}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bar:
+            tasks: dict[str, TaskID] = {}
+
+            def show(name: str, share: float) -> None:
+                if name not in tasks:
+                    tasks[name] = bar.add_task(name, total=1.0)
+                bar.update(tasks[name], completed=share)
+
+            sections = validate_physics(model, output, FULL if full else QUICK, measures or tuple(MEASURES), resume, show)
+    except (ModelFileError, UnsupportedSystemError, FileExistsError, ValueError, ImportError) as error:
+        raise _fail(error) from None
+    console.print(report_table(sections))
+    console.print(f"wrote {output / REPORT_FILE} and a picture for each measure with curves", highlight=False, soft_wrap=True)
+    if short := missed(sections):
+        console.print(f"{len(short)} quantities miss what they must keep", highlight=False)
         raise typer.Exit(1)
 
 

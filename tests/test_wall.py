@@ -64,7 +64,7 @@ class Wall:
         if name.split(".")[0] in {TRAINING_ONLY!r}:
             raise ImportError(f"the wall: {{name}}")
 sys.meta_path.insert(0, Wall())
-import openmm_se3.cli, openmm_se3.simulate, openmm_se3.calculator
+import openmm_se3.cli, openmm_se3.simulate, openmm_se3.calculator, openmm_se3.physics.validate
 from openmm_se3 import SE3Potential, available_models
 from openmm import app
 topology = app.Topology()

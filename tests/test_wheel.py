@@ -28,6 +28,12 @@ def test_models_are_inside(contents):
             assert f"openmm_se3/torchscript_models/{name}.{suffix}" in contents.namelist()
 
 
+def test_data_of_the_physics_measures_are_inside(contents):
+    for path in (ROOT / "openmm_se3" / "physics").iterdir():
+        if path.is_file():
+            assert f"openmm_se3/physics/{path.name}" in contents.namelist()
+
+
 def test_training_is_not(contents):
     top = {n.split("/")[0] for n in contents.namelist()}
     assert top == {"openmm_se3", next(t for t in top if t.endswith(".dist-info"))}

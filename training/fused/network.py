@@ -1,6 +1,7 @@
 """The whole network in its inference form; `FusedTransformer.forward` has the signature of `SE3Transformer.forward`."""
 
 import copy
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -99,7 +100,7 @@ class FusedTransformer(nn.Module):
         self.cutoff = network.cutoff
         self.no_weight = NO_WEIGHT
         self.spline = SplineBasis(network.cutoff, N_INTERVALS)
-        self.layers = nn.ModuleList(FusedLayer(layer, source.basis) for layer in source.layers)
+        self.layers = nn.ModuleList(FusedLayer(cast(TransformerLayer, layer), source.basis) for layer in source.layers)
         self.readout = FusedReadout(source.energy_readout, source.force_readout, source.final_norm, source.energy_scale, source.force_scale)
         self.repulsion = TabulatedRepulsion(source.repulsion)
         self.register_buffer("embedding", source.embedding.weight.detach().clone().unsqueeze(1))

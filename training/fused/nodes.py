@@ -3,6 +3,8 @@
 A state is one tensor per degree, ``(n_atoms, 2*l + 1, channels_l)``. The norm's gains are multiplied into the maps that follow it.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +12,19 @@ from training.network.linear import EquivariantLinear
 from training.network.norm import EquivariantRMSNorm
 from training.network.readout import DirectForceReadout, EnergyReadout
 from training.network.self_interaction import AttentiveSelfInteraction
+
+
+def _weight(module: nn.Module) -> Tensor:
+    """Weight of a linear map, from input to output channels."""
+    return cast(nn.Linear, module).weight.detach().t()
+
+
+def _bias(module: nn.Module) -> Tensor:
+    return cast(nn.Linear, module).bias.detach()
+
+
+def _frozen(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor.clone(memory_format=torch.contiguous_format), requires_grad=False)
 
 
 class JointScale(nn.Module):
@@ -44,25 +59,22 @@ class MergedLinear(nn.Module):
     ----------
     maps : sequence of EquivariantLinear
         Maps whose outputs are put side by side; a map may stop at a lower degree than another.
-    norm : EquivariantRMSNorm or None
+    norm : EquivariantRMSNorm
         Norm before them, whose gains are multiplied in.
     factors : sequence of sequence of float, optional
         A factor per map and degree.
     """
 
-    def __init__(self, maps: list[EquivariantLinear], norm: EquivariantRMSNorm | None = None, factors: list[list[float]] | None = None) -> None:
+    def __init__(self, maps: list[EquivariantLinear], norm: EquivariantRMSNorm, factors: list[list[float]] | None = None) -> None:
         super().__init__()
         self.weights = nn.ParameterList()
         for degree in range(max(len(m.maps) for m in maps)):
             parts = []
             for i, m in enumerate(maps):
                 if degree < len(m.maps):
-                    weight = m.maps[degree].weight.detach()
+                    weight = _weight(m.maps[degree])
                     parts.append(weight if factors is None else weight * factors[i][degree])
-            merged = torch.cat(parts).t()
-            if norm is not None:
-                merged = norm.gains[degree].detach().unsqueeze(1) * merged
-            self.weights.append(nn.Parameter(merged.contiguous(), requires_grad=False))
+            self.weights.append(_frozen(norm.gains[degree].detach().unsqueeze(1) * torch.cat(parts, dim=1)))
 
     def forward(self, state: list[Tensor]) -> list[Tensor]:
         """``[(n_atoms, 2*l + 1, channels_in[l])]`` to ``[(n_atoms, 2*l + 1, sum of channels_out[l])]``."""
@@ -86,7 +98,7 @@ class AddedLinear(nn.Module):
     def __init__(self, linear: EquivariantLinear, n_residual: int) -> None:
         super().__init__()
         self.n_residual = n_residual
-        self.weights = nn.ParameterList([nn.Parameter(m.weight.detach().t().contiguous(), requires_grad=False) for m in linear.maps])
+        self.weights = nn.ParameterList([_frozen(_weight(m)) for m in linear.maps])
 
     def forward(self, state: list[Tensor], gathered: Tensor) -> list[Tensor]:
         """State before, and ``(n_atoms, components, c)`` with degrees stacked, to the state after."""
@@ -119,16 +131,14 @@ class FusedSelfInteraction(nn.Module):
         # The mean over the components of a product becomes a sum: the left factor carries 1 / (2 l + 1).
         factors = [[1.0 / (2 * d + 1) for d in degrees], [1.0 for _ in degrees], [1.0 for _ in degrees]]
         self.linear = MergedLinear([module.left, module.right, module.mix], norm, factors)
-        self.n_products = module.left.maps[0].weight.shape[0]
+        self.n_products = _weight(module.left.maps[0]).shape[1]
         self.channels = [len(g) for g in norm.gains]
         self.sections = list(module.sections)
         first, last = module.network[0], module.network[2]
-        weight = first.weight.detach().clone()
-        weight[:, : self.channels[0]] *= norm.gains[0].detach()
-        self.hidden_weight = nn.Parameter(weight.t().contiguous(), requires_grad=False)
-        self.hidden_bias = nn.Parameter(first.bias.detach().clone(), requires_grad=False)
-        self.out_weight = nn.Parameter(last.weight.detach().t().contiguous(), requires_grad=False)
-        self.out_bias = nn.Parameter(last.bias.detach().clone(), requires_grad=False)
+        gains = torch.ones(_weight(first).shape[0], 1, dtype=norm.gains[0].dtype)
+        gains[: self.channels[0], 0] = norm.gains[0].detach()
+        self.hidden_weight, self.hidden_bias = _frozen(gains * _weight(first)), _frozen(_bias(first))
+        self.out_weight, self.out_bias = _frozen(_weight(last)), _frozen(_bias(last))
 
     def forward(self, state: list[Tensor]) -> list[Tensor]:
         """State before to state after."""
@@ -164,17 +174,12 @@ class FusedReadout(nn.Module):
     def __init__(self, energy: EnergyReadout, force: DirectForceReadout, norm: EquivariantRMSNorm, energy_scale: Tensor, force_scale: Tensor) -> None:
         super().__init__()
         self.scale = JointScale(norm)
-        gain0, gain1 = norm.gains[0].detach(), norm.gains[1].detach()
-        networks = (energy.network, force.network)
-        hidden = torch.cat([n[0].weight.detach() * gain0 for n in networks]).t().contiguous()
-        bias = torch.cat([n[0].bias.detach() for n in networks])
-        energy_out = energy.network[2].weight.detach() * energy_scale, energy.network[2].bias.detach() * energy_scale
-        gate = gain1 * force_scale
-        force_out = force.network[2].weight.detach() * gate.unsqueeze(1), force.network[2].bias.detach() * gate
-        self.hidden_weight = nn.Parameter(hidden, requires_grad=False)
-        self.hidden_bias = nn.Parameter(bias, requires_grad=False)
-        self.out_weight = nn.Parameter(torch.block_diag(energy_out[0], force_out[0]).t().contiguous(), requires_grad=False)
-        self.out_bias = nn.Parameter(torch.cat([energy_out[1], force_out[1]]), requires_grad=False)
+        gain0, gate = norm.gains[0].detach().unsqueeze(1), norm.gains[1].detach() * force_scale
+        first, last = (energy.network[0], force.network[0]), (energy.network[2], force.network[2])
+        self.hidden_weight = _frozen(gain0 * torch.cat([_weight(m) for m in first], dim=1))
+        self.hidden_bias = _frozen(torch.cat([_bias(m) for m in first]))
+        self.out_weight = _frozen(torch.block_diag(_weight(last[0]) * energy_scale, _weight(last[1]) * gate))
+        self.out_bias = _frozen(torch.cat([_bias(last[0]) * energy_scale, _bias(last[1]) * gate]))
 
     def forward(self, state: list[Tensor]) -> tuple[Tensor, Tensor]:
         """State of degrees 0 and 1 to ``(n_atoms,)`` and ``(n_atoms, 3)``, scaled."""

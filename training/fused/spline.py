@@ -36,7 +36,7 @@ def spline_table(function: Callable[[Tensor], Tensor], end: float, n_intervals: 
     """
     h = end / n_intervals
     nodes = torch.linspace(0.0, end, n_intervals + 1, dtype=torch.float64)
-    values, derivatives = torch.func.jvp(function, (nodes,), (torch.ones_like(nodes),))
+    values, derivatives = torch.func.jvp(function, (nodes,), (torch.ones_like(nodes),))  # type: ignore[misc]  # three only with has_aux
     y, d = values.detach().numpy(), h * derivatives.detach().numpy()
     # The second derivative is continuous where d_{m-1} + 4 d_m + d_{m+1} = 3 (y_{m+1} - y_{m-1}); both ends are given.
     bands = np.ones((3, n_intervals + 1))

@@ -1,0 +1,139 @@
+"""Trajectories for measurements: a molecule, a kind of forces, an integrator; energies and velocities at equal intervals."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import openmm
+from openmm import unit
+
+from openmm_se3.physics.harmonic import rigid_motions
+from openmm_se3.physics.units import BOLTZMANN
+from openmm_se3.simulate import choose_platform
+
+#: Kelvin, beyond which no molecule is one any more.
+HOTTEST = 1e4
+
+#: Called with the share of the run that is done.
+Progress = Callable[[float], None]
+
+
+def velocities(positions: np.ndarray, masses: np.ndarray, temperature: float, seed: int, internal: bool) -> np.ndarray:
+    """Maxwell-Boltzmann velocities.
+
+    Parameters
+    ----------
+    positions : ndarray
+        ``(n_atoms, 3)`` nm.
+    masses : ndarray
+        ``(n_atoms,)`` dalton.
+    temperature : float
+        Kelvin.
+    seed : int
+        Of the draw.
+    internal : bool
+        Remove the motion and rotation of the whole and scale the rest to exactly `temperature`.
+
+    Returns
+    -------
+    ndarray
+        ``(n_atoms, 3)`` nm/ps.
+    """
+    v = np.random.default_rng(seed).normal(size=positions.shape) * np.sqrt(BOLTZMANN * temperature / masses)[:, None]
+    if not internal:
+        return v
+    rigid = rigid_motions(positions, masses)
+    weighted = (v * np.sqrt(masses)[:, None]).reshape(-1)
+    weighted -= rigid @ (rigid.T @ weighted)
+    wanted = (positions.size - rigid.shape[1]) * BOLTZMANN * temperature
+    norm = float(weighted @ weighted)
+    return (weighted * np.sqrt(wanted / norm if norm > 0 else 0.0)).reshape(-1, 3) / np.sqrt(masses)[:, None]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What was recorded of a run.
+
+    Attributes
+    ----------
+    time : ndarray
+        ``(n,)`` ps.
+    potential, kinetic : ndarray
+        ``(n,)`` kJ/mol.
+    squared_speeds : ndarray
+        ``(n, n_atoms)`` nm^2/ps^2.
+    complete : bool
+        False where it ended early, because the energy was not finite or the temperature above `HOTTEST`.
+    """
+
+    time: np.ndarray
+    potential: np.ndarray
+    kinetic: np.ndarray
+    squared_speeds: np.ndarray
+    complete: bool
+
+
+def run(
+    system: openmm.System,
+    integrator: openmm.Integrator,
+    positions: np.ndarray,
+    initial_velocities: np.ndarray,
+    picoseconds: float,
+    sample_fs: float = 5.0,
+    platform: str = "auto",
+    progress: Progress | None = None,
+) -> Trace:
+    """Integrate and record.
+
+    Parameters
+    ----------
+    system : openmm.System
+        From `SE3Potential.createSystem`.
+    integrator : openmm.Integrator
+        With its step size set.
+    positions, initial_velocities : ndarray
+        ``(n_atoms, 3)`` nm and nm/ps.
+    picoseconds : float
+        Length of the run.
+    sample_fs : float
+        Time between samples, rounded to whole steps.
+    platform : str
+        As `SimulationSettings.platform`.
+    progress : callable, optional
+        Called at each sample.
+
+    Returns
+    -------
+    Trace
+        The start is its first sample.
+    """
+    step_fs = integrator.getStepSize().value_in_unit(unit.femtosecond)
+    every = max(1, round(sample_fs / step_fs))
+    samples = max(1, round(picoseconds * 1e3 / (every * step_fs)))
+    context = openmm.Context(system, integrator, choose_platform(platform))
+    context.setPositions(positions)
+    context.setVelocities(initial_velocities)
+    rows: list[tuple[float, float, float, np.ndarray]] = []
+    complete = True
+    for k in range(samples + 1):
+        try:
+            if k:
+                integrator.step(every)
+            state = context.getState(getEnergy=True, getVelocities=True)
+        except openmm.OpenMMException:  # OpenMM's word for coordinates that are no longer finite
+            complete = False
+            break
+        potential = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
+        kinetic = state.getKineticEnergy().value_in_unit(unit.kilojoule_per_mole)
+        v = state.getVelocities(asNumpy=True).value_in_unit(unit.nanometer / unit.picosecond)
+        if not np.isfinite(potential + kinetic):
+            complete = False
+            break
+        rows.append((k * every * step_fs * 1e-3, potential, kinetic, np.sum(np.asarray(v) ** 2, axis=1)))
+        if kinetic > 1.5 * len(positions) * BOLTZMANN * HOTTEST:
+            complete = False
+            break
+        if progress is not None:
+            progress(k / samples)
+    time, potentials, kinetics, speeds = zip(*rows, strict=True) if rows else ((), (), (), ())
+    return Trace(np.array(time), np.array(potentials), np.array(kinetics), np.array(speeds), complete)

@@ -1,0 +1,132 @@
+"""Run the measures, keep what is finished, write report and pictures."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import openmm_se3
+from openmm_se3.model_file import available_models, find_model
+from openmm_se3.physics.asymmetry import measure_asymmetry
+from openmm_se3.physics.continuity import measure_continuity
+from openmm_se3.physics.dissociation import measure_dissociation
+from openmm_se3.physics.dynamics import Progress
+from openmm_se3.physics.equipartition import measure_equipartition
+from openmm_se3.physics.gradient import measure_gradient
+from openmm_se3.physics.heating import measure_heating
+from openmm_se3.physics.loop_work import measure_loop_work
+from openmm_se3.physics.molecules import starting_structure
+from openmm_se3.physics.plot import plot_section
+from openmm_se3.physics.report import Quantity, Section, read_report, write_report
+from openmm_se3.physics.settings import PhysicsSettings
+from openmm_se3.physics.subject import NotConvergedError, Subject
+from openmm_se3.physics.torsion import measure_torsion
+from openmm_se3.physics.vibrations import measure_vibrations
+from openmm_se3.physics.water_box import measure_water_box
+
+REPORT_FILE = "report.json"
+
+_Measure = Callable[[Subject, PhysicsSettings, Progress, Path], Section]
+
+#: Every measure by its name on the command line, the cheap ones first.
+MEASURES: dict[str, _Measure] = {
+    "gradient": lambda subject, settings, progress, directory: measure_gradient(subject, settings),
+    "asymmetry": lambda subject, settings, progress, directory: measure_asymmetry(subject, settings),
+    "loop-work": lambda subject, settings, progress, directory: measure_loop_work(subject, settings),
+    "continuity": lambda subject, settings, progress, directory: measure_continuity(subject, settings),
+    "dissociation": lambda subject, settings, progress, directory: measure_dissociation(subject, settings),
+    "vibrations": lambda subject, settings, progress, directory: measure_vibrations(subject, settings),
+    "torsion": lambda subject, settings, progress, directory: measure_torsion(subject, settings),
+    "heating": lambda subject, settings, progress, directory: measure_heating(subject, settings, progress),
+    "equipartition": lambda subject, settings, progress, directory: measure_equipartition(subject, settings, progress),
+    "water-box": lambda subject, settings, progress, directory: measure_water_box(subject, settings, directory, progress),
+}
+
+
+def validate_physics(
+    model: str | Path,
+    output: Path,
+    settings: PhysicsSettings,
+    measures: Sequence[str] = tuple(MEASURES),
+    resume: bool = False,
+    progress: Callable[[str, float], None] | None = None,
+) -> list[Section]:
+    """Measure the physics of a model.
+
+    Parameters
+    ----------
+    model : str or Path
+        Name of a released model, or path.
+    output : Path
+        Directory for ``report.json``, one picture per measure, and the run of the water box.
+    settings : PhysicsSettings
+        `QUICK`, `FULL`, or others.
+    measures : sequence of str
+        Keys of `MEASURES`.
+    resume : bool
+        Keep the measures that `output` holds already, and continue its water box.
+    progress : callable, optional
+        Called with the name of a measure and the share of it that is done.
+
+    Returns
+    -------
+    list of Section
+        In the order of `MEASURES`.
+
+    Raises
+    ------
+    FileExistsError
+        If `output` is not empty and `resume` is False.
+    ValueError
+        For an unknown measure, or if `output` is of another model or other settings.
+    ModelFileError
+        If the model cannot be opened.
+    """
+    unknown = sorted(set(measures) - set(MEASURES))
+    if unknown:
+        raise ValueError(f"no measure {', '.join(map(repr, unknown))}; there are {', '.join(MEASURES)}")
+    path = find_model(model)
+    subject = Subject(model if str(model) in available_models() else path.resolve())
+    head = {
+        "model": subject.metadata.name,
+        "weights_sha256": subject.metadata.weights_sha256,
+        "package_version": openmm_se3.__version__,
+        "settings": asdict(settings),
+    }
+    done: dict[str, Section] = {}
+    report = output / REPORT_FILE
+    if resume and report.exists():
+        previous, sections = read_report(report)
+        # A report that was read back has lists where the settings have tuples.
+        if (previous.get("weights_sha256"), previous.get("settings")) != (head["weights_sha256"], _listed(settings)):
+            raise ValueError(f"{report} is of another model or other settings; choose another output directory")
+        done = {s.name: s for s in sections}
+    elif output.exists() and any(output.iterdir()):
+        raise FileExistsError(f"{output} is not empty; choose another output directory, or continue in it with --resume")
+    output.mkdir(parents=True, exist_ok=True)
+    # From here on the directory tells what it is of, so that it can be continued whenever it is interrupted.
+    write_report(report, head, [done[m] for m in MEASURES if m in done])
+    known = tuple(m for m in settings.molecules if subject.knows(starting_structure(m).get_chemical_symbols()))
+    usable = replace(settings, molecules=known)
+    for name in (m for m in MEASURES if m in measures and m not in done):
+
+        def show(share: float, name: str = name) -> None:
+            if progress is not None:
+                progress(name, share)
+
+        show(0.0)
+        begin = time.perf_counter()
+        try:
+            section = MEASURES[name](subject, usable, show, output)
+        except NotConvergedError as error:
+            section = Section(name, name, [Quantity("could not be measured", float("nan"), must=0.0)], notes=[str(error)])
+        done[name] = replace(section, seconds=time.perf_counter() - begin)
+        if section.panels:
+            plot_section(section, output / f"{name}.png")
+        write_report(report, head, [done[m] for m in MEASURES if m in done])
+        show(1.0)
+    return [done[m] for m in MEASURES if m in done]
+
+
+def _listed(settings: PhysicsSettings) -> dict:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(settings).items()}

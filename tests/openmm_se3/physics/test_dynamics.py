@@ -1,0 +1,109 @@
+"""Heating and temperatures of atoms in a swirling trap, where both are known in closed form."""
+
+import numpy as np
+import openmm
+import pytest
+from ase import Atoms
+from openmm import unit
+from scipy.linalg import solve_continuous_lyapunov
+
+from openmm_se3 import SE3Potential
+from openmm_se3.physics.dynamics import run, velocities
+from openmm_se3.physics.equipartition import element_temperatures, langevin_trace
+from openmm_se3.physics.heating import heating_rate, nve_integrator
+from openmm_se3.physics.molecules import topology_of
+from openmm_se3.physics.settings import PhysicsSettings
+from openmm_se3.physics.units import BOLTZMANN
+from openmm_se3.simulate import SimulationSettings
+from tests.openmm_se3.physics.models import Trap, write_model
+
+STIFFNESS, SWIRL = 5e4, 1000.0  # kJ/mol/nm^2
+
+
+def trapped(tmp_path, symbols, swirl, forces="direct"):
+    """Atoms, and their System in a trap."""
+    atoms = Atoms(symbols, positions=np.zeros((len(symbols), 3)))
+    model = write_model(Trap(STIFFNESS, swirl), tmp_path / "trap.pt")
+    return atoms, SE3Potential(model, forces=forces, precision="double").createSystem(topology_of(atoms), removeCMMotion=False)
+
+
+def test_heating_of_a_swirl(tmp_path):
+    """On the growing orbit w'' = (-k + i c) w / m, the energy grows by exp(2 Re(lambda) t)."""
+    atoms, system = trapped(tmp_path, ["O"], SWIRL)
+    growth = np.sqrt(complex(-STIFFNESS, SWIRL) / atoms.get_masses()[0])
+    assert growth.real > 0
+    start, speed = 0.01, 0.01 * growth
+    trace = run(
+        system, nve_integrator("direct", 0.1, 4), np.array([[start, 0, 0]]), np.array([[speed.real, speed.imag, 0.0]]), 0.1, platform="Reference"
+    )
+    exact = (trace.potential[0] + trace.kinetic[0]) * np.exp(2 * growth.real * trace.time)
+    expected = np.polyfit(trace.time, exact, 1)[0] / (3 * BOLTZMANN)
+    rate, error = heating_rate(trace, 3)
+    assert trace.complete
+    assert rate == pytest.approx(expected, rel=1e-2)
+    assert error < 0.1 * rate
+
+
+def test_no_heating_without_swirl(tmp_path):
+    _, system = trapped(tmp_path, ["O", "H"], SWIRL, forces="conservative")
+    x = np.array([[0.01, 0.0, 0.0], [0.0, 0.0, 0.01]])
+    rate, error = heating_rate(run(system, nve_integrator("conservative", 0.1, 4), x, np.zeros((2, 3)), 0.2, platform="Reference"), 6)
+    assert abs(rate) < max(0.05, 2 * error)
+
+
+def test_blow_up_ends_the_run(tmp_path):
+    _, system = trapped(tmp_path, ["H"], 1e6)
+    trace = run(system, nve_integrator("direct", 0.5, 4), np.array([[0.01, 0, 0]]), np.ones((1, 3)), 1.0, platform="Reference")
+    assert not trace.complete
+    assert trace.time[-1] < 0.5
+
+
+def test_multiple_time_steps_put_the_inner_force_inside():
+    """A stiff force in group 0 is stable only if it is evaluated in the inner steps; the soft one in group 1 every outer step."""
+    system = openmm.System()
+    system.addParticle(1.0)
+    for group, stiffness in ((0, 1e6), (1, 1e3)):
+        force = openmm.CustomExternalForce(f"0.5 * {stiffness} * (x^2 + y^2 + z^2)")
+        force.addParticle(0)
+        force.setForceGroup(group)
+        system.addForce(force)
+    integrator = nve_integrator("mts", 0.5, 6)
+    assert integrator.getStepSize() == 3.0 * unit.femtosecond
+    trace = run(system, integrator, np.array([[0.01, 0, 0]]), np.zeros((1, 3)), 2.0, platform="Reference")
+    total = trace.potential + trace.kinetic
+    assert trace.complete
+    assert np.ptp(total) < 0.1 * total[0]
+    assert trace.time[1] == pytest.approx(0.006)  # the nearest whole number of outer steps to 5 fs
+
+
+def test_temperatures_of_a_swirl_under_a_thermostat(tmp_path):
+    """The stationary covariance of the Langevin equation with a linear force solves a Lyapunov equation, one for each mass."""
+    atoms, system = trapped(tmp_path, ["H"] * 100 + ["O"] * 100, SWIRL)
+    settings = PhysicsSettings(("water",), 1, 0.0, 3.0, ("direct",), 10, 0, 0.0)
+    trace = langevin_trace(system, "direct", atoms, np.zeros((200, 3)), settings)
+    found = element_temperatures(trace, atoms.get_chemical_symbols(), atoms.get_masses())
+    friction, kt = SimulationSettings.friction_per_ps, BOLTZMANN * settings.temperature
+    for element, mass in (("H", 1.008), ("O", 15.999)):
+        force = np.array([[-STIFFNESS, -SWIRL], [SWIRL, -STIFFNESS]])
+        drift = np.block([[np.zeros((2, 2)), np.eye(2)], [force / mass, -friction * np.eye(2)]])
+        noise = np.diag([0, 0, 1, 1]) * 2 * friction * kt / mass
+        in_plane = mass * solve_continuous_lyapunov(drift, -noise)[2, 2] / BOLTZMANN
+        expected = (2 * in_plane + settings.temperature) / 3
+        assert found[element].mean() == pytest.approx(expected, rel=0.04), element
+    assert found["H"].mean() > 1.1 * found["O"].mean()
+    np.testing.assert_allclose(found["all"], (found["H"] + found["O"]) / 2)
+
+
+class TestVelocities:
+    X = np.random.default_rng(0).normal(scale=0.1, size=(5, 3))
+    M = np.array([1.0, 12.0, 16.0, 14.0, 1.0])
+
+    def test_internal(self):
+        v = velocities(self.X, self.M, 300.0, seed=1, internal=True)
+        np.testing.assert_allclose(self.M @ v, 0, atol=1e-12)
+        np.testing.assert_allclose(np.cross(self.X - self.M @ self.X / self.M.sum(), self.M[:, None] * v).sum(0), 0, atol=1e-12)
+        assert (self.M[:, None] * v**2).sum() == pytest.approx((15 - 6) * BOLTZMANN * 300.0)
+
+    def test_thermal(self):
+        speeds = np.concatenate([velocities(self.X, self.M, 300.0, seed=s, internal=False) * np.sqrt(self.M)[:, None] for s in range(400)])
+        assert np.mean(speeds**2) == pytest.approx(BOLTZMANN * 300.0, rel=0.06)
