@@ -1,57 +1,16 @@
 """Bind a model to the atoms and the box of one System; the only file that knows `TorchForce`."""
 
 import logging
-from collections.abc import Sequence
-from typing import Any, Optional
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import openmm
 import torch
 from openmm import app, unit
-from torch import Tensor
 
+from openmm_se3.binding import TERMS, bind, scale
 from openmm_se3.errors import UnsupportedSystemError
 from openmm_se3.model_file import ModelMetadata
-
-FORCE_MODES = ("direct", "conservative")
-
-
-class _Bound(torch.nn.Module):
-    """A model with the atoms of a System that it describes, as buffers, so that they follow it to the GPU."""
-
-    atomic_numbers: Tensor
-    atoms: Tensor
-
-    def __init__(self, model: torch.jit.ScriptModule, atomic_numbers: Tensor, atoms: Tensor, all_atoms: bool) -> None:
-        super().__init__()
-        self.model = model
-        self.all_atoms = all_atoms
-        self.register_buffer("atomic_numbers", atomic_numbers)
-        self.register_buffer("atoms", atoms)
-
-
-class _BoundDirect(_Bound):
-    """Energy and direct forces of all particles of a System; atoms outside the model get none."""
-
-    # TorchScript reads Optional, not "| None", in the signature of a scripted method.
-    def forward(self, positions: Tensor, box_vectors: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:  # noqa: UP045
-        with torch.no_grad():
-            x = positions.detach()
-            if self.all_atoms:
-                energy, forces = self.model(x, self.atomic_numbers, box_vectors)
-            else:
-                atoms = self.atoms.to(x.device)
-                energy, selected = self.model(x.index_select(0, atoms), self.atomic_numbers, box_vectors)
-                forces = torch.zeros_like(x).index_copy(0, atoms, selected)
-            # TorchForce reads a raw pointer: dtype, device and layout must be those of the positions.
-            return energy, forces.to(x).contiguous()
-
-
-class _BoundConservative(_Bound):
-    """Energy of the model's atoms; TorchForce differentiates it."""
-
-    def forward(self, positions: Tensor, box_vectors: Optional[Tensor] = None) -> Tensor:  # noqa: UP045
-        chosen = positions if self.all_atoms else positions.index_select(0, self.atoms.to(positions.device))
-        return self.model.energy(chosen, self.atomic_numbers, box_vectors)
 
 
 def model_atoms(topology: app.Topology, atoms: Sequence[int] | None, metadata: ModelMetadata) -> tuple[list[int], list[int]]:
@@ -135,6 +94,7 @@ def create_forces(
     periodic: bool,
     forces: str,
     force_group: int,
+    scale_parameters: Mapping[str, bool] | None = None,
 ) -> list[openmm.Force]:
     """Make the OpenMM forces that drive the given atoms by the model.
 
@@ -151,20 +111,47 @@ def create_forces(
     periodic : bool
         Whether the System is periodic.
     forces : str
-        ``"direct"`` or ``"conservative"``.
+        One of `FORCE_MODES`.
     force_group : int
-        Force group of the result.
+        Force group of the first force; the second of ``"mts"`` is in the group after it.
+    scale_parameters : mapping of str to bool, optional
+        At most two global parameters, 1 by default, that multiply energy and forces; and whether to offer the energy's derivatives.
 
     Returns
     -------
     list of openmm.Force
-        One `TorchForce`.
+        One `TorchForce`, or two for ``"mts"``.
 
     Raises
     ------
     ImportError
         If openmm-torch is not installed or does not match torch and OpenMM.
+    ValueError
+        If there is no such force group.
     """
+    torch_force = _import_torch_force()
+    terms = TERMS[forces]
+    if not 0 <= force_group <= 31 - terms[-1].group_offset:
+        raise ValueError(f"forceGroup must be from 0 to {31 - terms[-1].group_offset} with forces={forces!r}, got {force_group}")
+    made = []
+    for term in terms:
+        bound = bind(model, term, atomic_numbers, atoms, n_particles)
+        if scale_parameters:
+            bound = scale(bound, term, periodic)
+        force = torch_force(torch.jit.script(bound))
+        force.setOutputsForces(term.outputs_forces)
+        force.setUsesPeriodicBoundaryConditions(periodic)
+        for name, derivative in (scale_parameters or {}).items():
+            force.addGlobalParameter(name, 1.0)
+            if derivative and term.carries_energy:
+                force.addEnergyParameterDerivative(name)
+        force.setForceGroup(force_group + term.group_offset)
+        force.setName(f"SE3Force({metadata.name}, {term.name})")
+        made.append(force)
+    return made
+
+
+def _import_torch_force() -> Any:
     try:
         # openmmtorch imports the deprecated name of OpenMM, which logs a warning that no user of ours can act on.
         logging.disable(logging.WARNING)
@@ -176,12 +163,4 @@ def create_forces(
         ) from error
     finally:
         logging.disable(logging.NOTSET)
-    everything = list(atoms) == list(range(n_particles))
-    bound_class = _BoundDirect if forces == "direct" else _BoundConservative
-    bound = bound_class(model, torch.tensor(list(atomic_numbers)), torch.tensor(list(atoms)), everything)
-    force = TorchForce(torch.jit.script(bound.eval()))
-    force.setOutputsForces(forces == "direct")
-    force.setUsesPeriodicBoundaryConditions(periodic)
-    force.setForceGroup(force_group)
-    force.setName(f"SE3Force({metadata.name}, {forces})")
-    return [force]
+    return TorchForce

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import openmm
 from openmm import app, unit
+from openmm.mtsintegrator import MTSIntegrator, MTSLangevinIntegrator
 
 from openmm_se3.model_file import find_model
 from openmm_se3.potential import SE3Potential
@@ -47,11 +48,14 @@ class SimulationSettings:
     precision : str
         ``single`` or ``double``.
     ensemble : str
-        ``nvt`` (Langevin) or ``nve`` (Verlet).
+        ``nvt`` (Langevin) or ``nve`` (Verlet); with ``forces="mts"`` their forms with multiple time steps (BAOAB-RESPA, rRESPA).
     temperature : float
         Kelvin; also of the initial velocities. 0 starts at rest.
     timestep_fs : float
-        Femtoseconds.
+        Femtoseconds; with ``forces="mts"`` of the inner steps.
+    inner_steps : int
+        With ``forces="mts"``, steps with direct forces to each correction by the conservative forces; one step of the run is all of
+        them. Other force modes take one step at a time.
     friction_per_ps : float
         Langevin friction. The default couples tightly, because direct forces put heat in (see the model's card).
     steps : int
@@ -73,6 +77,7 @@ class SimulationSettings:
     ensemble: str = "nvt"
     temperature: float = 300.0
     timestep_fs: float = 0.5
+    inner_steps: int = 4
     friction_per_ps: float = 10.0
     steps: int = 20_000
     report_every: int = 100
@@ -83,11 +88,16 @@ class SimulationSettings:
     def __post_init__(self) -> None:
         if self.ensemble not in ENSEMBLES:
             raise ValueError(f"ensemble must be one of {', '.join(ENSEMBLES)}, got {self.ensemble!r}")
-        for name in ("timestep_fs", "steps", "report_every"):
+        for name in ("timestep_fs", "inner_steps", "steps", "report_every"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.temperature < 0 or self.friction_per_ps < 0:
             raise ValueError(f"temperature and friction_per_ps must not be negative, got {self.temperature} and {self.friction_per_ps}")
+
+    @property
+    def step_fs(self) -> float:
+        """Time that one step of the integrator takes, fs."""
+        return self.timestep_fs * (self.inner_steps if self.forces == "mts" else 1)
 
 
 def choose_platform(name: str) -> openmm.Platform:
@@ -107,7 +117,7 @@ def choose_platform(name: str) -> openmm.Platform:
 
 
 def minimize(topology: app.Topology, positions: np.ndarray, settings: SimulationSettings, max_iterations: int = 500) -> np.ndarray:
-    """Minimise with the forces that will drive the dynamics, until none exceeds `FORCE_TOLERANCE`.
+    """Minimise with the forces that will drive the dynamics (the sum of both, conservative, for ``mts``), until none exceeds `FORCE_TOLERANCE`.
 
     ASE's LBFGS goes by forces alone, so direct forces, which are no exact gradient, do not confuse a line search; and it moves no
     atom by more than 0.05 Angstrom at once, so it stays in the basin it started in.
@@ -139,17 +149,25 @@ def minimize(topology: app.Topology, positions: np.ndarray, settings: Simulation
         atoms.set_cell(np.array(box.value_in_unit(unit.angstrom)))
         atoms.pbc = True
     device = "cuda" if choose_platform(settings.platform).getName() == "CUDA" else "cpu"
-    atoms.calc = SE3Calculator(settings.model, forces=settings.forces, precision=settings.precision, device=device)
+    forces = "conservative" if settings.forces == "mts" else settings.forces
+    atoms.calc = SE3Calculator(settings.model, forces=forces, precision=settings.precision, device=device)
     LBFGS(atoms, maxstep=0.05, logfile=None).run(fmax=FORCE_TOLERANCE, steps=max_iterations)
     return np.array(atoms.positions * (units.Ang / units.nm))
 
 
 def _integrator(settings: SimulationSettings) -> openmm.Integrator:
-    step = settings.timestep_fs * unit.femtosecond
+    step = settings.step_fs * unit.femtosecond
+    temperature, friction = settings.temperature * unit.kelvin, settings.friction_per_ps / unit.picosecond
+    groups = [(0, settings.inner_steps), (1, 1)]
+    integrator: openmm.Integrator
     if settings.ensemble == "nve":
-        return openmm.VerletIntegrator(step)
-    integrator = openmm.LangevinMiddleIntegrator(settings.temperature * unit.kelvin, settings.friction_per_ps / unit.picosecond, step)
-    integrator.setRandomNumberSeed(settings.seed)
+        integrator = MTSIntegrator(step, groups) if settings.forces == "mts" else openmm.VerletIntegrator(step)
+    elif settings.forces == "mts":
+        integrator = MTSLangevinIntegrator(temperature, friction, step, groups)
+    else:
+        integrator = openmm.LangevinMiddleIntegrator(temperature, friction, step)
+    if settings.ensemble == "nvt":
+        integrator.setRandomNumberSeed(settings.seed)
     return integrator
 
 
@@ -179,7 +197,7 @@ class _Outputs:
     def open(self, frames: int) -> None:
         """Start the files, or cut them back to `frames` frames after a kill."""
         trajectory, log = self.directory / TRAJECTORY_FILE, self.directory / LOG_FILE
-        step = self.settings.timestep_fs * unit.femtosecond
+        step = self.settings.step_fs * unit.femtosecond
         if frames:
             truncate_dcd(trajectory, frames)
             with open(log, newline="") as file:
