@@ -154,5 +154,28 @@ def validate(model: Annotated[str, typer.Argument(help="Released model or export
         raise typer.Exit(1)
 
 
+@app.command()
+def doctor() -> None:
+    """Check the installation: versions, forces on every platform, and what to do about what does not fit."""
+    from openmm_se3.doctor import diagnose
+
+    with console.status("evaluating forces on every platform"):
+        diagnosis = diagnose()
+    versions = Table("part", "version")
+    for part, value in diagnosis.versions.items():
+        versions.add_row(part, value)
+    console.print(versions)
+    table = Table("platform", "through", "largest force error (kJ/mol/nm)", "ms", "")
+    for e in diagnosis.evaluations:
+        numbers = ("-", "-") if e.force_error is None or e.milliseconds is None else (f"{e.force_error:.1e}", f"{e.milliseconds:.1f}")
+        table.add_row(e.platform, e.backend, *numbers, "ok" if e.works else f"[bold red]FAILED[/] {e.error}")
+    console.print(table)
+    for problem in diagnosis.problems:
+        console.print(f"[bold yellow]problem:[/] {problem.text}\n   [bold]mend:[/] {problem.mend}", highlight=False, soft_wrap=True)
+    if not diagnosis.works:
+        raise _fail(RuntimeError("the model works on no platform"))
+    console.print("no problems found" if not diagnosis.problems else "the model works, with the problems above", highlight=False)
+
+
 if __name__ == "__main__":
     app()

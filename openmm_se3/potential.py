@@ -37,7 +37,8 @@ class SE3Potential:
         which are no exact gradient, it may stop early (`openmm_se3.simulate.minimize` does not).
     device : str or None
         Device on which `SE3Calculator` evaluates. In OpenMM the Platform of the Context decides where the force runs, so there
-        the value is only checked: asking for a GPU that torch cannot see is an error.
+        the value is only checked: asking for a GPU that torch cannot see is an error. Where openmm-torch is missing or does not
+        fit, the model runs through ``openmm.PythonForce``, with a warning, on this device, by default a GPU where torch sees one.
     precision : str
         ``"single"`` or ``"double"``, arithmetic inside the network. Energies are summed in double precision either way.
 
@@ -154,6 +155,7 @@ class SE3Potential:
             periodic=periodic,
             forces=self.forces,
             force_group=forceGroup,
+            device=self.device,
             scale_parameters=({INTERPOLATION_PARAMETER: False} if interpolate else {}) | ({scaleParameter: True} if scaleParameter else {}),
         )
 
