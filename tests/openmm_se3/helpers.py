@@ -60,7 +60,9 @@ def ethanol_in_classical_water() -> tuple[app.Topology, openmm.System, np.ndarra
     bonds.addBond(0, 1, 0.15, 3e5)
     for i in range(9):
         for j in range(i):
-            nonbonded.addException(i, j, 0.005, 0.3, 0.1)
+            nonbonded.addException(i, j, 0.005, 0.3, 0.0)
+    for i, j in ((9, 10), (9, 11), (10, 11)):
+        nonbonded.addException(i, j, 0.0, 0.3, 0.0)
     classical.addForce(nonbonded)
     classical.addForce(bonds)
     return modeller.topology, classical, np.array(modeller.positions.value_in_unit(unit.nanometer))
