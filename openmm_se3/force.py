@@ -65,7 +65,8 @@ def model_atoms(topology: app.Topology, atoms: Sequence[int] | None, metadata: M
     if unknown:
         raise UnsupportedSystemError(
             f"model {metadata.name!r} was not trained on {', '.join(unknown)}; it knows {', '.join(metadata.elements)}. "
-            "Leave those atoms to a classical force field (atoms=...), or train a model on them."
+            f"Leave those atoms (the first: {[i for i, s in zip(indices, symbols, strict=True) if s in unknown][:5]}) to a classical force field "
+            "(atoms=...), or train a model on them."
         )
     return indices, [everything[i].element.atomic_number for i in indices]
 

@@ -13,6 +13,7 @@ import openmm
 from openmm import app, unit
 from openmm.mtsintegrator import MTSIntegrator, MTSLangevinIntegrator
 
+from openmm_se3.guard import DomainError, DomainGuard
 from openmm_se3.model_file import find_model
 from openmm_se3.potential import SE3Potential
 from openmm_se3.structures import check_coordinates, read_structure
@@ -193,6 +194,7 @@ class _Outputs:
         self.time = 0.0
         self.temperature = 0.0
         self.potential = 0.0
+        self.guard = DomainGuard(simulation.topology, settings.report_every)
 
     def open(self, frames: int) -> None:
         """Start the files, or cut them back to `frames` frames after a kill."""
@@ -213,13 +215,12 @@ class _Outputs:
     def write(self) -> None:
         """One frame, one line, one checkpoint."""
         context = self.simulation.context
-        state = context.getState(getPositions=True, getEnergy=True, getVelocities=True)
+        state = context.getState(getPositions=True, getEnergy=True, getVelocities=True, getForces=True)
+        self.guard.check(state, self.simulation.currentStep)
         potential = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
         kinetic = state.getKineticEnergy().value_in_unit(unit.kilojoule_per_mole)
         gas = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
         self.temperature, self.potential = 2 * kinetic / (self.dof * gas), potential
-        if not np.isfinite(potential):
-            raise openmm.OpenMMException("the energy is not finite")
         box = state.getPeriodicBoxVectors() if self.simulation.system.usesPeriodicBoundaryConditions() else None
         self._dcd.writeModel(state.getPositions(), periodicBoxVectors=box)
         self._file.flush()
@@ -332,6 +333,8 @@ def simulate(
                 progress(simulation.currentStep, settings.steps, outputs.time, outputs.temperature, outputs.potential)
     except openmm.OpenMMException as error:
         reason = str(error).strip().split("\n")[-1]
+        if not isinstance(error, DomainError):  # which says so itself
+            reason += outputs.guard.last_good()
         raise SimulationError(
             f"the dynamics failed near step {simulation.currentStep}: {reason}. Frames so far are in {output}. "
             "Try a shorter --timestep, a lower temperature, or check that the structure is complete (hydrogens, no clashes)."
