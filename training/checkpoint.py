@@ -133,7 +133,5 @@ def initial_weights(name_or_path: str, config: NetworkConfig) -> dict[str, torch
     expected = SE3Transformer(config, tuple(NUMBER_OF_SYMBOL[s] for s in config.elements)).state_dict()
     wrong = [k for k in expected.keys() | state.keys() if k not in expected or k not in state or expected[k].shape != state[k].shape]
     if wrong:
-        raise ConfigError(
-            f"initial_model: {name_or_path} has other sizes than network in the configuration ({len(wrong)} tensors, among them {min(wrong)})"
-        )
+        raise ConfigError(f"initial_model: {name_or_path} has other sizes than network in the configuration ({len(wrong)} tensors, among them {min(wrong)})")
     return state
