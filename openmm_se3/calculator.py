@@ -62,6 +62,8 @@ class SE3Calculator(Calculator):
         self, model: str | Path = "se3-ani1x", forces: str = "conservative", device: str | None = None, precision: str = "double", **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
+        if forces == "mts":
+            raise ValueError("forces='mts' is for OpenMM's multiple-time-step integrators; in ASE its sum is forces='conservative'")
         potential = SE3Potential(model, forces=forces, device=device, precision=precision)
         self.metadata = potential.metadata
         self._direct = forces == "direct"

@@ -38,11 +38,14 @@ def simulate(
     structure: Annotated[Path | None, typer.Argument(help="Structure file: .pdb, .cif, .sdf or .xyz, with hydrogens.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Directory to write; by default the structure's name + '-md'.")] = None,
     model: Annotated[str, typer.Option(help="Released model or exported file.")] = "se3-ani1x",
-    forces: Annotated[str, typer.Option(help="direct or conservative.")] = "direct",
+    forces: Annotated[
+        str, typer.Option(help="direct, conservative, or mts: direct forces in the inner steps, corrected to conservative.")
+    ] = "direct",
     precision: Annotated[str, typer.Option(help="single or double.")] = "single",
     ensemble: Annotated[str, typer.Option(help="nvt (Langevin) or nve (Verlet).")] = "nvt",
     temperature: Annotated[float, typer.Option(help="Kelvin; 0 starts at rest.")] = 300.0,
-    timestep: Annotated[float, typer.Option(help="Femtoseconds.")] = 0.5,
+    timestep: Annotated[float, typer.Option(help="Femtoseconds; with --forces mts of the inner steps.")] = 0.5,
+    inner_steps: Annotated[int, typer.Option(help="With --forces mts, inner steps to each step.")] = 4,
     friction: Annotated[float, typer.Option(help="Langevin friction, 1/ps.")] = 10.0,
     steps: Annotated[int, typer.Option(help="Steps in all.")] = 20_000,
     report_every: Annotated[int, typer.Option(help="Steps between frames, log lines and checkpoints.")] = 100,
@@ -73,6 +76,7 @@ def simulate(
                 ensemble=ensemble,
                 temperature=temperature,
                 timestep_fs=timestep,
+                inner_steps=inner_steps,
                 friction_per_ps=friction,
                 steps=steps,
                 report_every=report_every,
@@ -189,6 +193,29 @@ def _validate_physics(model: str, output: Path, full: bool, measures: list[str] 
     if short := missed(sections):
         console.print(f"{len(short)} quantities miss what they must keep", highlight=False)
         raise typer.Exit(1)
+
+
+@app.command()
+def doctor() -> None:
+    """Check the installation: versions, forces on every platform, and what to do about what does not fit."""
+    from openmm_se3.doctor import diagnose
+
+    with console.status("evaluating forces on every platform"):
+        diagnosis = diagnose()
+    versions = Table("part", "version")
+    for part, value in diagnosis.versions.items():
+        versions.add_row(part, value)
+    console.print(versions)
+    table = Table("platform", "through", "largest force error (kJ/mol/nm)", "ms", "")
+    for e in diagnosis.evaluations:
+        numbers = ("-", "-") if e.force_error is None or e.milliseconds is None else (f"{e.force_error:.1e}", f"{e.milliseconds:.1f}")
+        table.add_row(e.platform, e.backend, *numbers, "ok" if e.works else f"[bold red]FAILED[/] {e.error}")
+    console.print(table)
+    for problem in diagnosis.problems:
+        console.print(f"[bold yellow]problem:[/] {problem.text}\n   [bold]mend:[/] {problem.mend}", highlight=False, soft_wrap=True)
+    if not diagnosis.works:
+        raise _fail(RuntimeError("the model works on no platform"))
+    console.print("no problems found" if not diagnosis.problems else "the model works, with the problems above", highlight=False)
 
 
 if __name__ == "__main__":

@@ -1,57 +1,26 @@
 """Bind a model to the atoms and the box of one System; the only file that knows `TorchForce`."""
 
 import logging
-from collections.abc import Sequence
-from typing import Any, Optional
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import openmm
 import torch
 from openmm import app, unit
 from torch import Tensor
 
+from openmm_se3.binding import TERMS, Term, bind, scale
 from openmm_se3.errors import UnsupportedSystemError
+from openmm_se3.installation import MEND, openmmtorch_mismatch
 from openmm_se3.model_file import ModelMetadata
+from openmm_se3.python_force import create_python_force
 
-FORCE_MODES = ("direct", "conservative")
+#: How the model can be put into a System.
+BACKENDS = ("TorchForce", "PythonForce")
 
-
-class _Bound(torch.nn.Module):
-    """A model with the atoms of a System that it describes, as buffers, so that they follow it to the GPU."""
-
-    atomic_numbers: Tensor
-    atoms: Tensor
-
-    def __init__(self, model: torch.jit.ScriptModule, atomic_numbers: Tensor, atoms: Tensor, all_atoms: bool) -> None:
-        super().__init__()
-        self.model = model
-        self.all_atoms = all_atoms
-        self.register_buffer("atomic_numbers", atomic_numbers)
-        self.register_buffer("atoms", atoms)
-
-
-class _BoundDirect(_Bound):
-    """Energy and direct forces of all particles of a System; atoms outside the model get none."""
-
-    # TorchScript reads Optional, not "| None", in the signature of a scripted method.
-    def forward(self, positions: Tensor, box_vectors: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:  # noqa: UP045
-        with torch.no_grad():
-            x = positions.detach()
-            if self.all_atoms:
-                energy, forces = self.model(x, self.atomic_numbers, box_vectors)
-            else:
-                atoms = self.atoms.to(x.device)
-                energy, selected = self.model(x.index_select(0, atoms), self.atomic_numbers, box_vectors)
-                forces = torch.zeros_like(x).index_copy(0, atoms, selected)
-            # TorchForce reads a raw pointer: dtype, device and layout must be those of the positions.
-            return energy, forces.to(x).contiguous()
-
-
-class _BoundConservative(_Bound):
-    """Energy of the model's atoms; TorchForce differentiates it."""
-
-    def forward(self, positions: Tensor, box_vectors: Optional[Tensor] = None) -> Tensor:  # noqa: UP045
-        chosen = positions if self.all_atoms else positions.index_select(0, self.atoms.to(positions.device))
-        return self.model.energy(chosen, self.atomic_numbers, box_vectors)
+_UNKNOWN = "not looked for yet"
+_problem: str | None = _UNKNOWN
 
 
 def model_atoms(topology: app.Topology, atoms: Sequence[int] | None, metadata: ModelMetadata) -> tuple[list[int], list[int]]:
@@ -96,7 +65,8 @@ def model_atoms(topology: app.Topology, atoms: Sequence[int] | None, metadata: M
     if unknown:
         raise UnsupportedSystemError(
             f"model {metadata.name!r} was not trained on {', '.join(unknown)}; it knows {', '.join(metadata.elements)}. "
-            "Leave those atoms to a classical force field (atoms=...), or train a model on them."
+            f"Leave those atoms (the first: {[i for i, s in zip(indices, symbols, strict=True) if s in unknown][:5]}) to a classical force field "
+            "(atoms=...), or train a model on them."
         )
     return indices, [everything[i].element.atomic_number for i in indices]
 
@@ -135,6 +105,9 @@ def create_forces(
     periodic: bool,
     forces: str,
     force_group: int,
+    scale_parameters: Mapping[str, bool] | None = None,
+    device: str | None = None,
+    backend: str | None = None,
 ) -> list[openmm.Force]:
     """Make the OpenMM forces that drive the given atoms by the model.
 
@@ -151,37 +124,122 @@ def create_forces(
     periodic : bool
         Whether the System is periodic.
     forces : str
-        ``"direct"`` or ``"conservative"``.
+        One of `FORCE_MODES`.
     force_group : int
-        Force group of the result.
+        Force group of the first force; the second of ``"mts"`` is in the group after it.
+    scale_parameters : mapping of str to bool, optional
+        At most two global parameters, 1 by default, that multiply energy and forces; and whether to offer the energy's derivatives.
+    device : str, optional
+        Torch device of a PythonForce; a TorchForce is where the Platform is.
+    backend : str, optional
+        One of `BACKENDS`; by default TorchForce, or PythonForce, with a warning, where TorchForce cannot be used.
 
     Returns
     -------
     list of openmm.Force
-        One `TorchForce`.
+        One force, or two for ``"mts"``.
 
     Raises
     ------
     ImportError
-        If openmm-torch is not installed or does not match torch and OpenMM.
+        If TorchForce cannot be used and this OpenMM has no PythonForce.
+    ValueError
+        If there is no such force group.
     """
+    if backend is None:
+        backend = _choose_backend()
+    scales = scale_parameters or {}
+    terms = TERMS[forces]
+    if not 0 <= force_group <= 31 - terms[-1].group_offset:
+        raise ValueError(f"forceGroup must be from 0 to {31 - terms[-1].group_offset} with forces={forces!r}, got {force_group}")
+    made = []
+    for term in terms:
+        force: openmm.Force
+        if backend == "PythonForce":
+            force = create_python_force(model, forces, term, atomic_numbers, atoms, periodic, scales, device)
+        else:
+            force = _create_torch_force(model, term, atomic_numbers, atoms, n_particles, periodic, scales)
+        force.setForceGroup(force_group + term.group_offset)
+        force.setName(f"SE3Force({metadata.name}, {term.name})")
+        made.append(force)
+    return made
+
+
+def _create_torch_force(
+    model: torch.jit.ScriptModule,
+    term: Term,
+    atomic_numbers: Sequence[int],
+    atoms: Sequence[int],
+    n_particles: int,
+    periodic: bool,
+    scale_parameters: Mapping[str, bool],
+) -> openmm.Force:
+    bound = bind(model, term, atomic_numbers, atoms, n_particles)
+    if scale_parameters:
+        bound = scale(bound, term, periodic)
+    force = _import_torch_force()(torch.jit.script(bound))
+    force.setOutputsForces(term.outputs_forces)
+    force.setUsesPeriodicBoundaryConditions(periodic)
+    for name, derivative in scale_parameters.items():
+        force.addGlobalParameter(name, 1.0)
+        if derivative and term.carries_energy:
+            force.addEnergyParameterDerivative(name)
+    return force
+
+
+def _import_torch_force() -> Any:
     try:
         # openmmtorch imports the deprecated name of OpenMM, which logs a warning that no user of ours can act on.
         logging.disable(logging.WARNING)
         from openmmtorch import TorchForce
-    except ImportError as error:
-        raise ImportError(
-            f"openmm-torch cannot be imported ({error}). Install exactly one build that matches torch {torch.__version__}: "
-            "pip install 'openmm-se3[cpu]' (or [cuda12], [cuda13]), or conda install -c conda-forge openmm-torch."
-        ) from error
     finally:
         logging.disable(logging.NOTSET)
-    everything = list(atoms) == list(range(n_particles))
-    bound_class = _BoundDirect if forces == "direct" else _BoundConservative
-    bound = bound_class(model, torch.tensor(list(atomic_numbers)), torch.tensor(list(atoms)), everything)
-    force = TorchForce(torch.jit.script(bound.eval()))
-    force.setOutputsForces(forces == "direct")
-    force.setUsesPeriodicBoundaryConditions(periodic)
-    force.setForceGroup(force_group)
-    force.setName(f"SE3Force({metadata.name}, {forces})")
-    return [force]
+    return TorchForce
+
+
+class _Probe(torch.nn.Module):
+    """The sum of the squares of all coordinates."""
+
+    def forward(self, positions: Tensor) -> Tensor:
+        return (positions * positions).sum()
+
+
+def torch_force_problem() -> str | None:
+    """Why TorchForce cannot be used here, or None: found by using it, since a mismatch may show only then.
+
+    Returns
+    -------
+    str or None
+        What went wrong, and the versions that do not fit.
+    """
+    mismatch = openmmtorch_mismatch()
+    if mismatch is not None:  # a wrong pair may crash the process, so do not try
+        return mismatch
+    try:
+        force = _import_torch_force()(torch.jit.script(_Probe()))
+        system = openmm.System()
+        system.addParticle(1.0)
+        system.addForce(force)
+        context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
+        context.setPositions([openmm.Vec3(1, 2, 3)])
+        energy = context.getState(getEnergy=True, getForces=True).getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
+    except Exception as error:  # a linker's error, OpenMM's, torch's: all mean the same to the user
+        reason = str(error).strip().split("\n")[-1]
+        return f"openmm-torch does not work with torch {torch.__version__} and OpenMM {openmm.version.version} ({type(error).__name__}: {reason})"
+    return None if energy == 14.0 else f"openmm-torch gives {energy} kJ/mol where 14 is right"
+
+
+def _choose_backend() -> str:
+    global _problem
+    if _problem is _UNKNOWN:
+        _problem = torch_force_problem()
+    if _problem is None:
+        return "TorchForce"
+    if not hasattr(openmm, "PythonForce"):
+        raise ImportError(f"{_problem}, and OpenMM {openmm.version.version} has no PythonForce to take its place. {MEND}")
+    warnings.warn(
+        f"{_problem}. The model runs through openmm.PythonForce instead: the same numbers, about a millisecond more for each step. {MEND} "
+        "'openmm-se3 doctor' tells more.",
+        stacklevel=2,
+    )
+    return "PythonForce"

@@ -201,6 +201,18 @@ def _open(path: Path) -> tuple[torch.jit.ScriptModule, ModelMetadata]:
     return module, metadata
 
 
+def module_to_bytes(module: torch.jit.ScriptModule) -> bytes:
+    """TorchScript archive of a module, without metadata; the inverse of `module_from_bytes`."""
+    buffer = io.BytesIO()
+    torch.jit.save(module, buffer)
+    return buffer.getvalue()
+
+
+def module_from_bytes(archive: bytes) -> torch.jit.ScriptModule:
+    """Open what `module_to_bytes` made, on the CPU and in evaluation mode."""
+    return torch.jit.load(io.BytesIO(archive), map_location="cpu").eval()
+
+
 def golden_errors(module: torch.jit.ScriptModule, metadata: ModelMetadata) -> tuple[float, float]:
     """Largest difference of energy (kJ/mol) and force component (kJ/mol/nm) from the golden values, in float64.
 

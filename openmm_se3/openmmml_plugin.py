@@ -59,16 +59,63 @@ class SE3PotentialImpl(MLPotentialImpl):
         super().__init__()
         self._options = options
         self._potential = potential
+        self._interpolated: list[openmm.Force] | None = None
 
     def addForces(self, topology: openmm.app.Topology, system: openmm.System, atoms: Iterable[int] | None, forceGroup: int, **args: Any) -> None:
-        """Called by ``MLPotential.createSystem`` and ``createMixedSystem``; `args` meant for others are ignored."""
+        """Called by ``MLPotential.createSystem`` and ``createMixedSystem``.
+
+        `args` may hold ``forces``, ``device``, ``precision`` of `SE3Potential` and ``forceGroup`` and ``scaleParameter`` of
+        `SE3Potential.addForces`; those meant for others are ignored.
+        """
         if self._potential is None:
             from openmm_se3.potential import SE3Potential
 
             given = {k: args[k] for k in ("forces", "device", "precision") if k in args}
             self._potential = SE3Potential(**(self._options | given))
-        self._potential.addForces(topology, system, None if atoms is None else list(atoms), forceGroup)
+        chosen = None if atoms is None else list(atoms)
+        interpolate = self._interpolated is not None
+        made = self._potential._makeForces(
+            topology, system, chosen, args.get("forceGroup", forceGroup), args.get("scaleParameter"), interpolate=interpolate
+        )
+        if self._interpolated is not None:
+            self._interpolated.extend(made)
+        else:
+            for force in made:
+                system.addForce(force)
 
     def getMLLongRange(self) -> bool:
         """The model has a cutoff, so openmm-ml keeps the classical long-range terms as they are."""
         return False
+
+    def getSupportedEmbeddings(self) -> list[str]:
+        """Mechanical embedding is openmm-ml's own, called by `createMixedSystem`."""
+        return ["mechanical"]
+
+    def createMixedSystem(
+        self,
+        topology: openmm.app.Topology,
+        system: openmm.System,
+        atoms: list[int],
+        forceGroup: int,
+        interpolate: bool,
+        embedding: str,
+        returnInfo: bool = False,
+        **args: Any,
+    ) -> openmm.System | dict[str, Any]:
+        """Mechanical embedding by openmm-ml, except that an interpolated model scales itself.
+
+        openmm-ml would put the model's forces into its CustomCVForce: one force group for all of them, an inner Context for each
+        step, and copies by serialisation, which crash the process where openmm-torch was built for another OpenMM (8.5 and 8.6
+        differ). A global parameter of the same name in the forces themselves gives the same energies and forces.
+        """
+        from openmmml.embeddings.mechanicalembedding import MechanicalEmbedding
+
+        self._interpolated = [] if interpolate else None
+        try:
+            made = MechanicalEmbedding().createMixedSystem(self, topology, system, atoms, forceGroup, interpolate, returnInfo=returnInfo, **args)
+            mixed = made["system"] if isinstance(made, dict) else made
+            for force in self._interpolated or []:
+                mixed.addForce(force)
+        finally:
+            self._interpolated = None
+        return made

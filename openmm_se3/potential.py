@@ -8,9 +8,13 @@ import openmm
 import torch
 from openmm import app, unit
 
+from openmm_se3.binding import FORCE_MODES
 from openmm_se3.errors import UnsupportedSystemError
-from openmm_se3.force import FORCE_MODES, check_box, create_forces, model_atoms
+from openmm_se3.force import check_box, create_forces, model_atoms
 from openmm_se3.model_file import ModelMetadata, load_model
+
+#: Name that openmm-ml gives to the parameter between force field and model.
+INTERPOLATION_PARAMETER = "lambda_interpolate"
 
 PRECISIONS = {"single": torch.float32, "double": torch.float64}
 
@@ -25,10 +29,16 @@ class SE3Potential:
     forces : str
         ``"direct"``: the network's own force output, fastest, for thermostatted dynamics; it is not exactly the gradient of an
         energy, so energy drifts without a thermostat. ``"conservative"``: minus the gradient of the energy, for minimisation,
-        constant-energy dynamics and free energies.
+        constant-energy dynamics and free energies. ``"mts"``: two forces that sum to exactly the conservative model, for multiple
+        time steps: group `forceGroup` has the direct forces, with zero energy, and the next group the energy and what the direct
+        forces lack. Drive them with ``openmm.mtsintegrator.MTSLangevinIntegrator`` (or ``MTSIntegrator``) and groups
+        ``[(0, n), (1, 1)]``; every other integrator sees the conservative model, at more cost.
+        ``LocalEnergyMinimizer`` compares energies along its way, so use it with ``"conservative"`` or ``"mts"``; with direct forces,
+        which are no exact gradient, it may stop early (`openmm_se3.simulate.minimize` does not).
     device : str or None
         Device on which `SE3Calculator` evaluates. In OpenMM the Platform of the Context decides where the force runs, so there
-        the value is only checked: asking for a GPU that torch cannot see is an error.
+        the value is only checked: asking for a GPU that torch cannot see is an error. Where openmm-torch is missing or does not
+        fit, the model runs through ``openmm.PythonForce``, with a warning, on this device, by default a GPU where torch sees one.
     precision : str
         ``"single"`` or ``"double"``, arithmetic inside the network. Energies are summed in double precision either way.
 
@@ -68,7 +78,14 @@ class SE3Potential:
         self.metadata: ModelMetadata = self._model.metadata
         self._model.to(PRECISIONS[precision])
 
-    def addForces(self, topology: app.Topology, system: openmm.System, atoms: Sequence[int] | None = None, forceGroup: int = 0) -> list[openmm.Force]:
+    def addForces(
+        self,
+        topology: app.Topology,
+        system: openmm.System,
+        atoms: Sequence[int] | None = None,
+        forceGroup: int = 0,
+        scaleParameter: str | None = None,
+    ) -> list[openmm.Force]:
         """Add the model to a System.
 
         Parameters
@@ -80,7 +97,10 @@ class SE3Potential:
         atoms : sequence of int, optional
             Atoms that the model describes, in any order; all by default.
         forceGroup : int
-            Force group of the added forces.
+            Force group of the added force; with ``forces="mts"`` the second force is in the group after it.
+        scaleParameter : str, optional
+            Name of a global parameter, 1 by default in a new Context, that multiplies the energy and the forces;
+            ``getEnergyParameterDerivatives`` then gives the derivative of the energy with respect to it.
 
         Returns
         -------
@@ -91,7 +111,29 @@ class SE3Potential:
         ------
         UnsupportedSystemError
             If the model cannot describe these atoms or this box, or topology and System disagree.
+        ValueError
+            For an unusable `forceGroup` or `scaleParameter`.
         """
+        added = self._makeForces(topology, system, atoms, forceGroup, scaleParameter)
+        for force in added:
+            system.addForce(force)
+        return added
+
+    def _makeForces(
+        self,
+        topology: app.Topology,
+        system: openmm.System,
+        atoms: Sequence[int] | None,
+        forceGroup: int,
+        scaleParameter: str | None,
+        interpolate: bool = False,
+    ) -> list[openmm.Force]:
+        """What `addForces` adds; with `interpolate`, scaled by openmm-ml's parameter."""
+        if scaleParameter is not None and (not scaleParameter.isidentifier() or scaleParameter == INTERPOLATION_PARAMETER):
+            raise ValueError(
+                f"scaleParameter must be a name such as 'lambda_se3', got {scaleParameter!r}"
+                + (", which openmm-ml uses for interpolation" if scaleParameter == INTERPOLATION_PARAMETER else "")
+            )
         indices, numbers = model_atoms(topology, atoms, self.metadata)
         n_particles = topology.getNumAtoms()
         # openmm-ml adds forces to an empty System when it interpolates; only a System with other particles is a mistake.
@@ -104,7 +146,7 @@ class SE3Potential:
         periodic = box is not None or (system.getNumParticles() > 0 and system.usesPeriodicBoundaryConditions())
         if periodic:
             check_box(box if box is not None else system.getDefaultPeriodicBoxVectors(), self.metadata)
-        added = create_forces(
+        return create_forces(
             model=self._model,
             metadata=self.metadata,
             atomic_numbers=numbers,
@@ -113,10 +155,9 @@ class SE3Potential:
             periodic=periodic,
             forces=self.forces,
             force_group=forceGroup,
+            device=self.device,
+            scale_parameters=({INTERPOLATION_PARAMETER: False} if interpolate else {}) | ({scaleParameter: True} if scaleParameter else {}),
         )
-        for force in added:
-            system.addForce(force)
-        return added
 
     def createSystem(self, topology: app.Topology, removeCMMotion: bool = True, **args: Any) -> openmm.System:
         """Make a System in which the model drives all atoms.
@@ -128,7 +169,7 @@ class SE3Potential:
         removeCMMotion : bool
             Whether to add a CMMotionRemover.
         **args
-            ``forceGroup`` as in `addForces`.
+            ``forceGroup`` and ``scaleParameter`` as in `addForces`.
 
         Returns
         -------
@@ -168,18 +209,19 @@ class SE3Potential:
         interpolate : bool
             Add a global parameter ``lambda_interpolate``, 0 for classical and 1 for the model.
         **args
-            Handed to ``openmmml.MLPotential.createMixedSystem``, which does the work.
+            Handed to ``openmmml.MLPotential.createMixedSystem``, which does the work; ``scaleParameter`` as in `addForces`.
 
         Returns
         -------
         openmm.System
-            The mixed System.
+            The mixed System; or what openmm-ml returns with ``returnInfo=True``. With ``forces="mts"`` the classical forces and the
+            direct forces are in group 0 and the correction is in the group after `forceGroup`.
 
         Raises
         ------
         ImportError
             If openmm-ml is not installed.
-        UnsupportedSystemError
+        UnsupportedSystemError, ValueError
             As `addForces`.
         """
         try:

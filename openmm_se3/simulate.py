@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import openmm
 from openmm import app, unit
+from openmm.mtsintegrator import MTSIntegrator, MTSLangevinIntegrator
 
+from openmm_se3.guard import DomainError, DomainGuard
 from openmm_se3.model_file import find_model
 from openmm_se3.potential import SE3Potential
 from openmm_se3.structures import check_coordinates, read_structure
@@ -47,11 +49,14 @@ class SimulationSettings:
     precision : str
         ``single`` or ``double``.
     ensemble : str
-        ``nvt`` (Langevin) or ``nve`` (Verlet).
+        ``nvt`` (Langevin) or ``nve`` (Verlet); with ``forces="mts"`` their forms with multiple time steps (BAOAB-RESPA, rRESPA).
     temperature : float
         Kelvin; also of the initial velocities. 0 starts at rest.
     timestep_fs : float
-        Femtoseconds.
+        Femtoseconds; with ``forces="mts"`` of the inner steps.
+    inner_steps : int
+        With ``forces="mts"``, steps with direct forces to each correction by the conservative forces; one step of the run is all of
+        them. Other force modes take one step at a time.
     friction_per_ps : float
         Langevin friction. The default couples tightly, because direct forces put heat in (see the model's card).
     steps : int
@@ -73,6 +78,7 @@ class SimulationSettings:
     ensemble: str = "nvt"
     temperature: float = 300.0
     timestep_fs: float = 0.5
+    inner_steps: int = 4
     friction_per_ps: float = 10.0
     steps: int = 20_000
     report_every: int = 100
@@ -83,11 +89,16 @@ class SimulationSettings:
     def __post_init__(self) -> None:
         if self.ensemble not in ENSEMBLES:
             raise ValueError(f"ensemble must be one of {', '.join(ENSEMBLES)}, got {self.ensemble!r}")
-        for name in ("timestep_fs", "steps", "report_every"):
+        for name in ("timestep_fs", "inner_steps", "steps", "report_every"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.temperature < 0 or self.friction_per_ps < 0:
             raise ValueError(f"temperature and friction_per_ps must not be negative, got {self.temperature} and {self.friction_per_ps}")
+
+    @property
+    def step_fs(self) -> float:
+        """Time that one step of the integrator takes, fs."""
+        return self.timestep_fs * (self.inner_steps if self.forces == "mts" else 1)
 
 
 def choose_platform(name: str) -> openmm.Platform:
@@ -107,7 +118,7 @@ def choose_platform(name: str) -> openmm.Platform:
 
 
 def minimize(topology: app.Topology, positions: np.ndarray, settings: SimulationSettings, max_iterations: int = 500) -> np.ndarray:
-    """Minimise with the forces that will drive the dynamics, until none exceeds `FORCE_TOLERANCE`.
+    """Minimise with the forces that will drive the dynamics (the sum of both, conservative, for ``mts``), until none exceeds `FORCE_TOLERANCE`.
 
     ASE's LBFGS goes by forces alone, so direct forces, which are no exact gradient, do not confuse a line search; and it moves no
     atom by more than 0.05 Angstrom at once, so it stays in the basin it started in.
@@ -139,17 +150,25 @@ def minimize(topology: app.Topology, positions: np.ndarray, settings: Simulation
         atoms.set_cell(np.array(box.value_in_unit(unit.angstrom)))
         atoms.pbc = True
     device = "cuda" if choose_platform(settings.platform).getName() == "CUDA" else "cpu"
-    atoms.calc = SE3Calculator(settings.model, forces=settings.forces, precision=settings.precision, device=device)
+    forces = "conservative" if settings.forces == "mts" else settings.forces
+    atoms.calc = SE3Calculator(settings.model, forces=forces, precision=settings.precision, device=device)
     LBFGS(atoms, maxstep=0.05, logfile=None).run(fmax=FORCE_TOLERANCE, steps=max_iterations)
     return np.array(atoms.positions * (units.Ang / units.nm))
 
 
 def _integrator(settings: SimulationSettings) -> openmm.Integrator:
-    step = settings.timestep_fs * unit.femtosecond
+    step = settings.step_fs * unit.femtosecond
+    temperature, friction = settings.temperature * unit.kelvin, settings.friction_per_ps / unit.picosecond
+    groups = [(0, settings.inner_steps), (1, 1)]
+    integrator: openmm.Integrator
     if settings.ensemble == "nve":
-        return openmm.VerletIntegrator(step)
-    integrator = openmm.LangevinMiddleIntegrator(settings.temperature * unit.kelvin, settings.friction_per_ps / unit.picosecond, step)
-    integrator.setRandomNumberSeed(settings.seed)
+        integrator = MTSIntegrator(step, groups) if settings.forces == "mts" else openmm.VerletIntegrator(step)
+    elif settings.forces == "mts":
+        integrator = MTSLangevinIntegrator(temperature, friction, step, groups)
+    else:
+        integrator = openmm.LangevinMiddleIntegrator(temperature, friction, step)
+    if settings.ensemble == "nvt":
+        integrator.setRandomNumberSeed(settings.seed)
     return integrator
 
 
@@ -175,11 +194,12 @@ class _Outputs:
         self.time = 0.0
         self.temperature = 0.0
         self.potential = 0.0
+        self.guard = DomainGuard(simulation.topology, settings.report_every)
 
     def open(self, frames: int) -> None:
         """Start the files, or cut them back to `frames` frames after a kill."""
         trajectory, log = self.directory / TRAJECTORY_FILE, self.directory / LOG_FILE
-        step = self.settings.timestep_fs * unit.femtosecond
+        step = self.settings.step_fs * unit.femtosecond
         if frames:
             truncate_dcd(trajectory, frames)
             with open(log, newline="") as file:
@@ -195,13 +215,12 @@ class _Outputs:
     def write(self) -> None:
         """One frame, one line, one checkpoint."""
         context = self.simulation.context
-        state = context.getState(getPositions=True, getEnergy=True, getVelocities=True)
+        state = context.getState(getPositions=True, getEnergy=True, getVelocities=True, getForces=True)
+        self.guard.check(state, self.simulation.currentStep)
         potential = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
         kinetic = state.getKineticEnergy().value_in_unit(unit.kilojoule_per_mole)
         gas = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
         self.temperature, self.potential = 2 * kinetic / (self.dof * gas), potential
-        if not np.isfinite(potential):
-            raise openmm.OpenMMException("the energy is not finite")
         box = state.getPeriodicBoxVectors() if self.simulation.system.usesPeriodicBoundaryConditions() else None
         self._dcd.writeModel(state.getPositions(), periodicBoxVectors=box)
         self._file.flush()
@@ -314,6 +333,8 @@ def simulate(
                 progress(simulation.currentStep, settings.steps, outputs.time, outputs.temperature, outputs.potential)
     except openmm.OpenMMException as error:
         reason = str(error).strip().split("\n")[-1]
+        if not isinstance(error, DomainError):  # which says so itself
+            reason += outputs.guard.last_good()
         raise SimulationError(
             f"the dynamics failed near step {simulation.currentStep}: {reason}. Frames so far are in {output}. "
             "Try a shorter --timestep, a lower temperature, or check that the structure is complete (hydrogens, no clashes)."

@@ -15,7 +15,8 @@ import torch
 from openmm import unit
 from torch import Tensor
 
-from openmm_se3.force import FORCE_MODES, create_forces
+from openmm_se3.binding import FORCE_MODES
+from openmm_se3.force import create_forces
 from openmm_se3.model_file import ModelMetadata, load_model
 
 #: Relative error of equivariance (equation 3.1 of the thesis) that each precision must stay below.

@@ -179,3 +179,13 @@ class ExportedModel(nn.Module):
         home = self.species_of_number.device
         energy, _ = self._evaluate(positions.to(home), atomic_numbers.to(home), box_vectors)
         return energy.to(positions.device)
+
+    @torch.jit.export
+    def energy_and_forces(self, positions: Tensor, atomic_numbers: Tensor, box_vectors: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Results of `forward` from one evaluation, the energy differentiable in `positions`, the forces constants."""
+        home = self.species_of_number.device
+        x = positions.to(home)
+        energy, forces = self._evaluate(x, atomic_numbers.to(home), box_vectors)
+        with torch.no_grad():
+            forces = remove_net_force_and_torque(forces, x, box_vectors is None)
+        return energy.to(positions.device), forces.to(positions.device).contiguous()

@@ -8,7 +8,7 @@ from openmm import app, unit
 
 from openmm_se3 import SE3Potential, load_model
 from openmm_se3.errors import UnsupportedSystemError
-from tests.openmm_se3.helpers import MODEL, energy_and_forces, ethanol, numbers
+from tests.openmm_se3.helpers import MODEL, energy_and_forces, ethanol, ethanol_in_classical_water, numbers, potential
 
 PLATFORMS = [
     p for p in ("Reference", "CPU", "CUDA") if p in {openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())}
@@ -154,33 +154,13 @@ class TestSystems:
 
     def test_mixed_system(self):
         """Ethanol by the model, in water of a classical force field; water far from it keeps its classical forces."""
-        topology, positions = ethanol()
-        classical = openmm.System()
-        modeller = app.Modeller(topology, positions * unit.nanometer)
-        water = app.Topology()
-        residue = water.addResidue("HOH", water.addChain())
-        for name in ("O", "H", "H"):
-            water.addAtom(name, app.Element.getBySymbol(name), residue)
-        where = np.array([[0, 0, 0], [0.0957, 0, 0], [-0.024, 0.0927, 0]]) + np.array([2.0, 0, 0])
-        modeller.add(water, where * unit.nanometer)
-        nonbonded, bonds = openmm.NonbondedForce(), openmm.HarmonicBondForce()
-        for atom in modeller.topology.atoms():
-            classical.addParticle(atom.element.mass)
-            nonbonded.addParticle(0.1, 0.3, 0.4)
-        bonds.addBond(9, 10, 0.0957, 4e5)
-        bonds.addBond(0, 1, 0.15, 3e5)
-        for i in range(9):
-            for j in range(i):
-                nonbonded.addException(i, j, 0.005, 0.3, 0.1)
-        classical.addForce(nonbonded)
-        classical.addForce(bonds)
-        mixed = SE3Potential(MODEL).createMixedSystem(modeller.topology, classical, list(range(9)))
-        x = np.array(modeller.positions.value_in_unit(unit.nanometer))
+        topology, classical, x = ethanol_in_classical_water()
+        mixed = SE3Potential(MODEL).createMixedSystem(topology, classical, list(range(9)))
         _, mixed_forces = energy_and_forces(mixed, x)
         _, classical_forces = energy_and_forces(classical, x)
         np.testing.assert_allclose(mixed_forces[9:], classical_forces[9:], atol=1e-3)
-        ml = energy_and_forces(SE3Potential(MODEL).createSystem(topology), positions)[1]
-        outside = energy_and_forces(_only_between(nonbonded, x), x)[1]
+        ml = energy_and_forces(SE3Potential(MODEL).createSystem(ethanol()[0]), x[:9])[1]
+        outside = energy_and_forces(_only_between(classical.getForce(0), x), x)[1]
         np.testing.assert_allclose(mixed_forces[:9], ml + outside[:9], atol=1e-2)
 
 
@@ -241,11 +221,14 @@ class TestRefusals:
         with pytest.raises(UnsupportedSystemError, match=r"box is too small: its smallest diagonal element is 0.9 nm.*at least 1 nm"):
             SE3Potential(MODEL).createSystem(topology)
 
-    def test_box_that_shrinks_later(self):
+    @pytest.mark.parametrize(("mode", "scale"), [("direct", None), ("direct", "lambda_se3"), ("conservative", None), ("mts", "lambda_se3")])
+    def test_box_that_shrinks_later(self, mode, scale):
         topology, positions = ethanol()
         topology.setUnitCellDimensions(openmm.Vec3(2.0, 2.0, 2.0) * unit.nanometer)
         context = openmm.Context(
-            SE3Potential(MODEL).createSystem(topology), openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference")
+            potential(mode).createSystem(topology, scaleParameter=scale),
+            openmm.VerletIntegrator(0.001),
+            openmm.Platform.getPlatformByName("Reference"),
         )
         context.setPositions(positions)
         context.setPeriodicBoxVectors([0.9, 0, 0], [0, 0.9, 0], [0, 0, 0.9])
@@ -255,7 +238,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"forces": "gradient"}, "forces must be one of 'direct', 'conservative', got 'gradient'"),
+            ({"forces": "gradient"}, "forces must be one of 'direct', 'conservative', 'mts', got 'gradient'"),
             ({"precision": "half"}, "precision must be one of 'single', 'double', got 'half'"),
             ({"device": "abacus"}, "device must be None or a torch device"),
         ],

@@ -1,0 +1,45 @@
+"""Multiple time steps: direct forces every 0.5 fs, corrected to the conservative ones every 2 fs; total energy and cost of both.
+
+python examples/multiple_time_steps.py --femtoseconds 1000
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import openmm
+from openmm import app, unit
+from openmm.mtsintegrator import MTSIntegrator
+
+from openmm_se3 import SE3Potential
+from openmm_se3.structures import read_structure
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--femtoseconds", type=float, default=100)
+parser.add_argument("--inner-steps", type=int, default=4, help="of 0.5 fs, to each correction")
+arguments = parser.parse_args()
+
+topology, positions = read_structure(Path(__file__).parent / "ethanol.sdf")
+outer = 0.5 * arguments.inner_steps
+# Group 0 holds the direct forces, group 1 what they lack. With a thermostat: MTSLangevinIntegrator, the same groups.
+runs = {
+    "conservative": openmm.VerletIntegrator(0.5 * unit.femtosecond),
+    "mts": MTSIntegrator(outer * unit.femtosecond, [(0, arguments.inner_steps), (1, 1)]),
+}
+for forces, integrator in runs.items():
+    system = SE3Potential("se3-ani1x", forces=forces).createSystem(topology, removeCMMotion=False)
+    simulation = app.Simulation(topology, system, integrator, openmm.Platform.getPlatformByName("Reference"))
+    simulation.context.setPositions(positions)
+    simulation.step(3)  # TorchScript optimises the model during its first calls
+    simulation.context.setPositions(positions)
+    simulation.context.setVelocitiesToTemperature(300 * unit.kelvin, 1)
+    block = max(round(arguments.femtoseconds / 10 / outer), 1)
+    steps = block if forces == "mts" else block * arguments.inner_steps
+    energies, begin = [], time.perf_counter()
+    for _ in range(10):
+        simulation.step(steps)
+        state = simulation.context.getState(getEnergy=True)
+        energies.append((state.getPotentialEnergy() + state.getKineticEnergy()).value_in_unit(unit.kilojoule_per_mole))
+    cost = (time.perf_counter() - begin) / (10 * block * outer)
+    print(f"{forces:>12}: total energy {np.mean(energies):8.3f} kJ/mol, standard deviation {np.std(energies):.3f}, {1e3 * cost:.1f} ms/fs")

@@ -1,0 +1,99 @@
+"""`DomainGuard`: stop a simulation that has left what any model can describe, and say which atoms it is."""
+
+import numpy as np
+import openmm
+from openmm import app, unit
+
+
+class DomainError(openmm.OpenMMException):
+    """Atoms are too close, or coordinates or forces are not finite; the message names the atoms."""
+
+
+class DomainGuard:
+    """Reporter that stops a simulation whose atoms fuse or whose numbers are not finite.
+
+    It looks only every `reportInterval` steps, so it costs no more than writing a frame. Atoms of unknown elements never get this
+    far: the System cannot be made.
+
+    Parameters
+    ----------
+    topology : openmm.app.Topology
+        Names the atoms in messages; periodic if it has a box.
+    reportInterval : int
+        Steps between checks.
+    closest : float
+        Distance (nm) below which two atoms count as fused. The default is half the shortest bond there is, that of H2.
+    atoms : sequence of int, optional
+        Look at these only, such as the ML atoms of a mixed System, whose massless sites may lie on top of each other; all by default.
+
+    Examples
+    --------
+    >>> simulation.reporters.append(DomainGuard(topology, 100))  # doctest: +SKIP
+    """
+
+    def __init__(self, topology: app.Topology, reportInterval: int, closest: float = 0.037, atoms: list[int] | None = None) -> None:
+        if reportInterval <= 0 or closest <= 0:
+            raise ValueError(f"reportInterval and closest must be positive, got {reportInterval} and {closest}")
+        self._interval, self._closest = reportInterval, closest
+        everything = list(topology.atoms())
+        self._atoms = np.arange(len(everything)) if atoms is None else np.array(atoms)
+        self._names = [f"{i} ({everything[i].element.symbol if everything[i].element is not None else everything[i].name})" for i in self._atoms]
+        self._periodic = topology.getPeriodicBoxVectors() is not None
+        self._last = ""
+
+    def describeNextReport(self, simulation: app.Simulation) -> dict:
+        """Called by `Simulation`."""
+        steps = self._interval - simulation.currentStep % self._interval
+        return {"steps": steps, "periodic": None, "include": ["positions", "forces"]}
+
+    def report(self, simulation: app.Simulation, state: openmm.State) -> None:
+        """Called by `Simulation`; errors as `check`."""
+        self.check(state, simulation.currentStep)
+
+    def check(self, state: openmm.State, step: int) -> None:
+        """Look at one State.
+
+        Parameters
+        ----------
+        state : openmm.State
+            With positions and forces, and the box where there is one.
+        step : int
+            For the message.
+
+        Raises
+        ------
+        DomainError
+            Naming the atoms, and what the last good State looked like.
+        """
+        x = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)[self._atoms]
+        forces = state.getForces(asNumpy=True).value_in_unit(unit.kilojoule_per_mole / unit.nanometer)[self._atoms]
+        for values, what in ((x, "coordinates"), (forces, "forces")):
+            bad = np.flatnonzero(~np.isfinite(values).all(1))
+            if len(bad):
+                raise DomainError(f"step {step}: {self._list(bad)} have {what} that are not finite{self.last_good()}")
+        pairs, distances = self._close_pairs(x, state)
+        if len(pairs):
+            i, j = pairs[np.argmin(distances)]
+            raise DomainError(
+                f"step {step}: atoms {self._names[i]} and {self._names[j]} are {10 * distances.min():.3f} Angstrom apart, and {len(pairs)} pairs are "
+                f"closer than {10 * self._closest:.2f}: they have fused, as no model was trained to describe{self.last_good()}"
+            )
+        largest = int(np.argmax((forces**2).sum(1)))
+        self._last = f"at step {step} the largest force was {np.linalg.norm(forces[largest]):.3g} kJ/mol/nm, on atom {self._names[largest]}"
+
+    def last_good(self) -> str:
+        """What the last State that passed looked like, in parentheses, for an error message; empty before the first."""
+        return f" ({self._last})" if self._last else ""
+
+    def _list(self, indices: np.ndarray) -> str:
+        names = ", ".join(self._names[i] for i in indices[:5])
+        return f"atoms {names}" + (f" and {len(indices) - 5} more" if len(indices) > 5 else "")
+
+    def _close_pairs(self, x: np.ndarray, state: openmm.State) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs of indices ``(n, 2)`` closer than allowed, and their distances (nm), over periodic images too."""
+        from ase.neighborlist import primitive_neighbor_list
+
+        box = state.getPeriodicBoxVectors(asNumpy=True).value_in_unit(unit.nanometer) if self._periodic else np.eye(3)
+        first, second, distance = primitive_neighbor_list("ijd", [self._periodic] * 3, box, x, self._closest)
+        once = first < second
+        return np.stack([first[once], second[once]], axis=1), distance[once]

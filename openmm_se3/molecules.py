@@ -1,0 +1,103 @@
+"""What a System of ML atoms does not tell OpenMM by itself: which atoms are one molecule, for barostats and trajectories."""
+
+import numpy as np
+import openmm
+from openmm import app, unit
+
+from openmm_se3.errors import UnsupportedSystemError
+
+
+def keep_molecules_whole(topology: app.Topology, system: openmm.System) -> openmm.HarmonicBondForce:
+    """Tell OpenMM the molecules of a System, by bonds without strength along those of the topology.
+
+    OpenMM takes atoms for one molecule if a bonded force or a constraint connects them. The model has none, so by itself every atom
+    is a molecule: a Monte Carlo barostat then scales all atomic coordinates. That samples the right ensemble, but each move stretches
+    or squeezes every covalent bond, so it is accepted for minute changes of volume only, and the box relaxes slowly. With the bonds
+    it moves molecules as a whole, as with a force field, and trajectories are wrapped by molecule. (`setScaleMoleculesAsRigid` has no
+    effect where every atom is a molecule of its own.)
+
+    Energies, forces and dynamics at constant volume do not change. Do not use it where bonds run through the whole box (a covalent
+    crystal), nor where they are to break: what is bonded in `topology` is moved together for ever.
+
+    Parameters
+    ----------
+    topology : openmm.app.Topology
+        With the bonds. ``Topology.createStandardBonds`` makes those of standard residues; SDF, CONECT records and
+        `openmm_se3.structures.read_structure` bring others. Positions must have each molecule in one piece: see `make_whole`.
+    system : openmm.System
+        The force is added to it.
+
+    Returns
+    -------
+    openmm.HarmonicBondForce
+        The added force.
+
+    Raises
+    ------
+    UnsupportedSystemError
+        If the topology has no bonds, or other atoms than the System.
+
+    Examples
+    --------
+    >>> system = SE3Potential("se3-ani1x").createSystem(topology)  # doctest: +SKIP
+    >>> keep_molecules_whole(topology, system)  # doctest: +SKIP
+    >>> system.addForce(openmm.MonteCarloBarostat(1 * unit.bar, 300 * unit.kelvin))  # doctest: +SKIP
+    """
+    if topology.getNumBonds() == 0:
+        raise UnsupportedSystemError("the topology has no bonds, so it does not tell the molecules; add them, or call createStandardBonds")
+    if topology.getNumAtoms() != system.getNumParticles():
+        raise UnsupportedSystemError(f"the topology has {topology.getNumAtoms()} atoms, but the System has {system.getNumParticles()} particles")
+    force = openmm.HarmonicBondForce()
+    force.setName("Molecules (bonds without strength)")
+    force.setUsesPeriodicBoundaryConditions(system.usesPeriodicBoundaryConditions())
+    for first, second in topology.bonds():
+        force.addBond(first.index, second.index, 0.1, 0.0)
+    system.addForce(force)
+    return force
+
+
+def make_whole(topology: app.Topology, positions: np.ndarray) -> np.ndarray:
+    """Put molecules that the faces of the box cut into one piece.
+
+    Parameters
+    ----------
+    topology : openmm.app.Topology
+        Bonds and periodic box.
+    positions : ndarray
+        ``(n_atoms, 3)`` nm.
+
+    Returns
+    -------
+    ndarray
+        ``(n_atoms, 3)`` nm, each atom at that lattice image which is nearest to the atom it is bonded to.
+
+    Raises
+    ------
+    UnsupportedSystemError
+        If the topology has no box.
+    """
+    vectors = topology.getPeriodicBoxVectors()
+    if vectors is None:
+        raise UnsupportedSystemError("the topology has no periodic box, so there is nothing that cuts molecules")
+    box = np.array(vectors.value_in_unit(unit.nanometer))
+    bonded: list[list[int]] = [[] for _ in range(topology.getNumAtoms())]
+    for first, second in topology.bonds():
+        bonded[first.index].append(second.index)
+        bonded[second.index].append(first.index)
+    whole = np.array(positions, dtype=float)
+    seen = np.zeros(len(whole), dtype=bool)
+    for start in range(len(whole)):
+        stack = [start] if not seen[start] else []
+        seen[start] = True
+        while stack:
+            here = stack.pop()
+            for other in bonded[here]:
+                if seen[other]:
+                    continue
+                seen[other] = True
+                displacement = whole[other] - whole[here]
+                for row in (2, 1, 0):  # OpenMM's reduced form: from the last vector to the first
+                    displacement -= np.round(displacement[row] / box[row, row]) * box[row]
+                whole[other] = whole[here] + displacement
+                stack.append(other)
+    return whole

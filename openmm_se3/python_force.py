@@ -1,0 +1,92 @@
+"""The model as an `openmm.PythonForce`, for installations whose openmm-torch is missing or does not fit; the same numbers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import openmm
+import torch
+from openmm import unit
+
+from openmm_se3.binding import TERMS, Term, bind
+from openmm_se3.model_file import module_from_bytes, module_to_bytes
+
+
+@dataclass
+class Computation:
+    """What OpenMM calls at each evaluation; pickled into a System's XML with all it needs, except this package.
+
+    Attributes
+    ----------
+    archive : bytes
+        The TorchScript module in the precision of the System.
+    mode, index : str and int
+        Which of `TERMS`.
+    atomic_numbers : list of int
+        Elements, in the order of the force's particles.
+    scale_parameters : list of str
+        Global parameters that multiply energy and forces.
+    periodic : bool
+        Whether the model is given the box.
+    device : str or None
+        Torch device; None for a GPU where torch sees one, else the CPU.
+    """
+
+    archive: bytes
+    mode: str
+    index: int
+    atomic_numbers: list[int]
+    scale_parameters: list[str]
+    periodic: bool
+    device: str | None
+    _bound: torch.nn.Module | None = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the opened module, which opens again from the archive."""
+        return {**self.__dict__, "_bound": None}
+
+    def __call__(self, state: openmm.State) -> tuple[float, Any]:
+        """Energy (kJ/mol) and forces ``(n_atoms, 3)`` (kJ/mol/nm) at the positions of a State."""
+        term = TERMS[self.mode][self.index]
+        device = torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if self._bound is None:
+            n = len(self.atomic_numbers)
+            self._bound = bind(module_from_bytes(self.archive), term, self.atomic_numbers, range(n), n).to(device)
+        x = torch.tensor(state.getPositions(asNumpy=True).value_in_unit(unit.nanometer), dtype=torch.float64, device=device)
+        box = None
+        if self.periodic:
+            box = torch.tensor(state.getPeriodicBoxVectors(asNumpy=True).value_in_unit(unit.nanometer), dtype=torch.float64, device=device)
+        if term.outputs_forces:
+            energy, forces = self._bound(x, box)
+        else:
+            x.requires_grad_(True)
+            energy = self._bound(x, box)
+            forces = -torch.autograd.grad([energy], [x])[0]
+        scale = 1.0
+        for name in self.scale_parameters:
+            scale *= state.getParameters()[name]
+        return scale * float(energy.detach()), scale * forces.cpu().numpy()
+
+
+def create_python_force(
+    model: torch.jit.ScriptModule,
+    mode: str,
+    term: Term,
+    atomic_numbers: Sequence[int],
+    atoms: Sequence[int],
+    periodic: bool,
+    scale_parameters: Mapping[str, bool],
+    device: str | None,
+) -> openmm.PythonForce:
+    """Make the force; parameters as `openmm_se3.force.create_forces`.
+
+    Returns
+    -------
+    openmm.PythonForce
+        It offers no derivative with respect to a parameter: the energy at parameter 1 is that derivative.
+    """
+    computation = Computation(module_to_bytes(model), mode, TERMS[mode].index(term), list(atomic_numbers), list(scale_parameters), periodic, device)
+    force = openmm.PythonForce(computation, dict.fromkeys(scale_parameters, 1.0))
+    force.setParticles(list(atoms))
+    force.setUsesPeriodicBoundaryConditions(periodic)
+    return force

@@ -1,0 +1,296 @@
+"""Every kind of System on every platform gives the model's own numbers, in absolute tolerances.
+
+Also: small and triclinic boxes against brute-force lattice sums, barostats, restarts, and Systems read back in a new process.
+"""
+
+import itertools
+import subprocess
+import sys
+
+import numpy as np
+import openmm
+import pytest
+import torch
+from openmm import app, unit
+
+from openmm_se3.errors import UnsupportedSystemError
+from openmm_se3.force import create_forces
+from openmm_se3.installation import serialisation_mismatch
+from openmm_se3.molecules import keep_molecules_whole, make_whole
+from tests.openmm_se3.helpers import ROOT, energy_and_forces, ethanol, ethanol_in_classical_water, numbers, potential
+
+PLATFORMS = ["Reference", "CPU"]
+ENERGY = 1e-4  # kJ/mol
+FORCE = 1e-3  # kJ/mol/nm
+ORTHORHOMBIC = np.diag([1.1, 1.2, 1.3])
+TRICLINIC = np.array([[1.2, 0, 0], [0.5, 1.1, 0], [-0.4, 0.5, 1.05]])
+
+
+def model(positions, z, box=None):
+    """Energy and conservative forces straight from the module."""
+    x = torch.tensor(positions, dtype=torch.float64, requires_grad=True)
+    energy = potential("conservative")._model.energy(x, z, None if box is None else torch.tensor(box, dtype=torch.float64))
+    return float(energy.detach()), -torch.autograd.grad([energy], [x])[0].numpy()
+
+
+def in_a_box(box):
+    topology, x = ethanol()
+    topology.setPeriodicBoxVectors(box * unit.nanometer)
+    return potential("conservative").createSystem(topology), x, *model(x, numbers(topology), box)
+
+
+def vacuum():
+    topology, x = ethanol()
+    return potential("conservative").createSystem(topology), x, *model(x, numbers(topology))
+
+
+def subset():
+    topology, _, x = ethanol_in_classical_water()
+    atoms = np.random.default_rng(2).permutation(9)
+    system = openmm.System()
+    for _ in range(12):
+        system.addParticle(1.0)
+    potential("conservative").addForces(topology, system, atoms.tolist())
+    energy, some = model(x[atoms], numbers(topology)[atoms])
+    forces = np.zeros_like(x)
+    forces[atoms] = some
+    return system, x, energy, forces
+
+
+def mixed():
+    """Expected: the classical System, less the same parameters for ethanol alone, plus the model."""
+    topology, classical, x = ethanol_in_classical_water()
+    alone, nonbonded, bonds = openmm.System(), openmm.NonbondedForce(), openmm.HarmonicBondForce()
+    for i in range(9):
+        alone.addParticle(1.0)
+        nonbonded.addParticle(*classical.getForce(0).getParticleParameters(i))
+        for j in range(i):
+            nonbonded.addException(i, j, 0.005, 0.3, 0.0)
+    bonds.addBond(0, 1, 0.15, 3e5)
+    alone.addForce(nonbonded)
+    alone.addForce(bonds)
+    energy, forces = energy_and_forces(classical, x)
+    energy_alone, forces_alone = energy_and_forces(alone, x[:9])
+    energy_model, forces_model = model(x[:9], numbers(topology)[:9])
+    forces[:9] += forces_model - forces_alone
+    return potential("conservative").createMixedSystem(topology, classical, range(9)), x, energy - energy_alone + energy_model, forces
+
+
+def interpolated():
+    """At lambda 1; the test also looks at 0.3."""
+    topology, classical, _ = ethanol_in_classical_water()
+    return potential("conservative").createMixedSystem(topology, classical, range(9), interpolate=True), *mixed()[1:]
+
+
+KINDS = {
+    "vacuum": vacuum,
+    "orthorhombic": lambda: in_a_box(ORTHORHOMBIC),
+    "triclinic": lambda: in_a_box(TRICLINIC),
+    "subset": subset,
+    "mixed": mixed,
+    "interpolated": interpolated,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_numbers(kind):
+    system, x, energy, forces = KINDS[kind]()
+    for platform in PLATFORMS:
+        # The CPU platform computes classical forces in single precision.
+        slack = 100 if platform == "CPU" and kind in ("mixed", "interpolated") else 1
+        got_energy, got_forces = energy_and_forces(system, x, platform)
+        assert got_energy == pytest.approx(energy, abs=slack * ENERGY), platform
+        np.testing.assert_allclose(got_forces, forces, atol=slack * FORCE, err_msg=platform)
+
+
+def test_interpolation_is_linear():
+    system, x, energy, _ = interpolated()
+    _, classical, _ = ethanol_in_classical_water()
+    context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
+    context.setPositions(x)
+    context.setParameter("lambda_interpolate", 0.3)
+    expected = 0.3 * energy + 0.7 * energy_and_forces(classical, x)[0]
+    assert context.getState(getEnergy=True).getPotentialEnergy()._value == pytest.approx(expected, abs=ENERGY)
+
+
+def test_brute_force_lattice_sum():
+    """The energy of a small triclinic cell is that of one cell deep inside a crystal.
+
+    Blocks of a x b x c cells without periodic boundaries have an energy that is linear in each of a, b, c once opposite faces do
+    not feel each other, so the mixed difference over the three is the energy of one inner cell, exactly.
+    """
+    metadata = potential("conservative").metadata
+    box = TRICLINIC
+    heights = abs(np.linalg.det(box)) / np.linalg.norm(np.cross(np.roll(box, -1, 0), np.roll(box, -2, 0)), axis=1)
+    reach = int(np.ceil(metadata.n_layers * metadata.cutoff_nm / heights.min()))
+    # A water in one corner, and a hydrogen molecule in the opposite one, so that they meet through the faces only.
+    cell = np.array([[0.05, 0.05, 0.05], [0.14, 0.07, 0.03], [0.02, 0.13, 0.0], *([0.85, 0.9, 0.85] @ box + [[0, 0, 0], [0.0, 0.07, -0.02]])])
+    z = torch.tensor([8, 1, 1, 1, 1])
+    energy = 0.0
+    for a, b, c in itertools.product((2 * reach, 2 * reach + 1), repeat=3):
+        images = np.array(list(itertools.product(range(a), range(b), range(c)))) @ box
+        block = torch.tensor((images[:, None] + cell).reshape(-1, 3))
+        sign = (-1) ** (a + b + c + 3)
+        with torch.no_grad():
+            energy += sign * float(potential("conservative")._model(block, z.repeat(len(images)))[0])
+    periodic = model(cell, z, box)[0]
+    assert periodic == pytest.approx(energy, abs=ENERGY)
+    free = model(cell, z)[0]
+    assert abs(periodic - free) > 100 * ENERGY  # the images matter
+
+
+@pytest.mark.parametrize("box", [ORTHORHOMBIC, TRICLINIC], ids=["orthorhombic", "triclinic"])
+def test_single_atoms_moved_by_lattice_vectors(box):
+    system, x, energy, forces = in_a_box(box)
+    shifts = np.random.default_rng(4).integers(-3, 4, size=x.shape) @ box
+    got_energy, got_forces = energy_and_forces(system, x + shifts)
+    assert got_energy == pytest.approx(energy, abs=ENERGY)
+    np.testing.assert_allclose(got_forces, forces, atol=FORCE)
+
+
+def two_waters():
+    """Two waters in a box, with bonds; the second is cut by a face of the box."""
+    topology = app.Topology()
+    chain = topology.addChain()
+    for _ in range(2):
+        residue = topology.addResidue("HOH", chain)
+        oxygen, *hydrogens = (topology.addAtom(n, app.Element.getBySymbol(n[0]), residue) for n in ("O", "H1", "H2"))
+        for hydrogen in hydrogens:
+            topology.addBond(oxygen, hydrogen)
+    topology.setPeriodicBoxVectors(TRICLINIC * 1.1 * unit.nanometer)
+    water = np.array([[0, 0, 0], [0.0957, 0, 0], [-0.024, 0.0927, 0]])
+    x = np.concatenate([water + 0.3, water + np.array([0.3, 0.3, 0.6])])
+    return topology, x
+
+
+class TestBarostats:
+    @pytest.mark.parametrize("kind", ["isotropic", "anisotropic"])
+    @pytest.mark.parametrize("platform", PLATFORMS)
+    def test_energy_belongs_to_the_scaled_box(self, kind, platform):
+        topology, x = two_waters()
+        system = potential("direct").createSystem(topology)
+        keep_molecules_whole(topology, system)
+        if kind == "isotropic":
+            barostat = openmm.MonteCarloBarostat(1 * unit.bar, 300 * unit.kelvin, 1)
+        else:
+            barostat = openmm.MonteCarloAnisotropicBarostat(openmm.Vec3(1, 1, 1) * unit.bar, 300 * unit.kelvin, True, True, False, 1)
+        barostat.setRandomNumberSeed(3)
+        system.addForce(barostat)
+        integrator = openmm.LangevinMiddleIntegrator(300 * unit.kelvin, 10 / unit.picosecond, 0.5 * unit.femtosecond)
+        integrator.setRandomNumberSeed(3)
+        context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName(platform))
+        context.setPositions(x)
+        integrator.step(20)
+        state = context.getState(getPositions=True, getEnergy=True)
+        box = state.getPeriodicBoxVectors(asNumpy=True)._value
+        assert abs(np.linalg.det(box) / np.linalg.det(TRICLINIC * 1.1) - 1) > 1e-3  # it moved
+        expected = model(state.getPositions(asNumpy=True)._value, numbers(topology), box)[0]
+        assert state.getPotentialEnergy()._value == pytest.approx(expected, abs=ENERGY)
+
+    def test_atoms_are_molecules_unless_told(self):
+        """What the helper changes: the molecules, not the forces; and what a change of volume costs with and without it."""
+        topology, x = two_waters()
+        plain, told = (potential("conservative").createSystem(topology) for _ in range(2))
+        keep_molecules_whole(topology, told)
+        contexts = [openmm.Context(s, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference")) for s in (plain, told)]
+        assert [len(c.getMolecules()) for c in contexts] == [6, 2]
+        for context in contexts:
+            context.setPositions(x)
+        a, b = (c.getState(getForces=True, getEnergy=True) for c in contexts)
+        assert a.getPotentialEnergy() == b.getPotentialEnergy()
+        np.testing.assert_array_equal(a.getForces(asNumpy=True)._value, b.getForces(asNumpy=True)._value)
+        scale = 1.03
+        centres = x.reshape(2, 3, 3).mean(1, keepdims=True)
+        by_molecule = (x.reshape(2, 3, 3) + (scale - 1) * centres).reshape(-1, 3)
+        z, box = numbers(topology), TRICLINIC * 1.1 * scale
+        start = model(x, z, TRICLINIC * 1.1)[0]
+        assert abs(model(x * scale, z, box)[0] - start) > 5 * abs(model(by_molecule, z, box)[0] - start)
+
+    def test_molecules_that_a_face_cuts(self):
+        topology, x = two_waters()
+        box = TRICLINIC * 1.1
+        cut = x + np.array([[0, 0, 0], [1, 0, 0], [0, -1, 1], [0, 0, 0], [0, 2, 0], [-1, 0, 0]]) @ box
+        whole = make_whole(topology, cut)
+        np.testing.assert_allclose(whole, x, atol=1e-12)
+
+    def test_refusals(self):
+        topology, _ = two_waters()
+        with pytest.raises(UnsupportedSystemError, match="6 atoms, but the System has 0"):
+            keep_molecules_whole(topology, openmm.System())
+        with pytest.raises(UnsupportedSystemError, match="no bonds"):
+            keep_molecules_whole(app.Topology(), openmm.System())
+        with pytest.raises(UnsupportedSystemError, match="no periodic box"):
+            make_whole(ethanol()[0], ethanol()[1])
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_restart_from_a_checkpoint_equals_the_uninterrupted_run(platform):
+    topology, x = ethanol()
+    system = potential("direct").createSystem(topology)
+    ends, checkpoint, xml = [], b"", ""
+    for start in ("whole", "checkpoint", "state"):
+        integrator = openmm.VerletIntegrator(0.5 * unit.femtosecond)
+        context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName(platform))
+        if start == "whole":
+            context.setPositions(x)
+            context.setVelocitiesToTemperature(300, 5)
+            integrator.step(10)
+            checkpoint = context.createCheckpoint()
+            xml = openmm.XmlSerializer.serialize(context.getState(getPositions=True, getVelocities=True))
+        elif start == "checkpoint":
+            context.loadCheckpoint(checkpoint)
+        else:
+            context.setState(openmm.XmlSerializer.deserialize(xml))
+        integrator.step(10)
+        ends.append(context.getState(getPositions=True).getPositions(asNumpy=True)._value)
+    np.testing.assert_allclose(ends[1], ends[0], atol=1e-9)
+    np.testing.assert_allclose(ends[2], ends[0], atol=1e-9)
+
+
+READ = """
+import sys
+class Wall:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked!r}:
+            raise ImportError(f"the wall: {{name}}")
+sys.meta_path.insert(0, Wall())
+import numpy, openmm
+{imports}
+system = openmm.XmlSerializer.deserialize(open("system.xml").read())
+positions = numpy.load("positions.npy")
+for platform in {platforms!r}:
+    context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName(platform))
+    context.setPositions(positions)
+    state = context.getState(getEnergy=True, getForces=True)
+    forces = state.getForces(asNumpy=True)._value
+    print(state.getPotentialEnergy()._value, *forces.ravel())
+"""
+
+
+@pytest.mark.parametrize("backend", ["TorchForce", "PythonForce"])
+def test_system_xml_in_a_new_process(backend, tmp_path):
+    """A TorchForce needs openmm and openmmtorch alone; a PythonForce pickles a function of this package."""
+    if backend == "TorchForce" and serialisation_mismatch() is not None:
+        pytest.skip(serialisation_mismatch())
+    topology, x = ethanol()
+    topology.setPeriodicBoxVectors(TRICLINIC * unit.nanometer)
+    system = openmm.System()
+    system.setDefaultPeriodicBoxVectors(*topology.getPeriodicBoxVectors())
+    for _ in range(9):
+        system.addParticle(1.0)
+    se3 = potential("mts")
+    for force in create_forces(se3._model, se3.metadata, numbers(topology).tolist(), range(9), 9, True, "mts", 0, backend=backend):
+        system.addForce(force)
+    (tmp_path / "system.xml").write_text(openmm.XmlSerializer.serialize(system))
+    np.save(tmp_path / "positions.npy", x)
+    blocked = ("openmmml", "training", "e3nn", "ase", *(("openmm_se3",) if backend == "TorchForce" else ("openmmtorch",)))
+    imports = "import openmmtorch" if backend == "TorchForce" else ""
+    program = READ.format(blocked=blocked, imports=imports, platforms=PLATFORMS)
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": ""}
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", program], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    energy, forces = energy_and_forces(system, x)
+    for line in result.stdout.splitlines()[-2:]:
+        got = np.array([float(v) for v in line.split()])
+        assert got[0] == pytest.approx(energy, abs=ENERGY)
+        np.testing.assert_allclose(got[1:].reshape(-1, 3), forces, atol=FORCE)
