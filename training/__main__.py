@@ -1,4 +1,4 @@
-"""``python -m training prepare | fit | evaluate | export``."""
+"""``python -m training prepare | fit | evaluate | export | nbody``."""
 
 import json
 from pathlib import Path
@@ -13,9 +13,11 @@ from openmm_se3.errors import ModelFileError
 from training.checkpoint import CheckpointError
 from training.config import ConfigError
 from training.data.frames import DataError
+from training.nbody.commands import app as nbody_app
 from training.units import KCAL_PER_MOL_PER_EV
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train SE(3)-Transformers for openmm-se3.", pretty_exceptions_enable=False)
+app.add_typer(nbody_app, name="nbody")
 console = Console()
 
 _EXPECTED = (DataError, ConfigError, CheckpointError, ModelFileError, FileExistsError, ValueError)

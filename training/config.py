@@ -1,7 +1,7 @@
 """Configuration of a training run: one YAML file, every key checked, copied into every checkpoint."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveFloat, PositiveInt, Tag, ValidationError, field_validator, model_validator
@@ -22,6 +22,9 @@ _Network = Annotated[
     Annotated[NetworkConfig, Tag("production")] | Annotated[ReferenceConfig, Tag("reference")],
     Discriminator(_form_of),
 ]
+
+
+_Schema = TypeVar("_Schema", bound=BaseModel)
 
 
 class ConfigError(ValueError):
@@ -111,7 +114,12 @@ class FitConfig(_Section):
 
 
 def parse_config(raw: Any, origin: str) -> FitConfig:
-    """Check plain data against the schema.
+    """Check plain data against the schema; raises as `validated`."""
+    return validated(FitConfig, raw, origin)
+
+
+def validated(schema: type[_Schema], raw: Any, origin: str) -> _Schema:
+    """Check plain data against a schema.
 
     Raises
     ------
@@ -119,7 +127,7 @@ def parse_config(raw: Any, origin: str) -> FitConfig:
         One line per problem: the key, what is wrong, and what came.
     """
     try:
-        return FitConfig.model_validate(raw)
+        return schema.model_validate(raw)
     except ValidationError as error:
         lines = []
         for problem in error.errors():
