@@ -6,11 +6,12 @@ import torch
 from openmm_se3.model_file import load_model
 from tests.training.helpers import sample_dataset, small_config
 from training.checkpoint import initial_weights, load_checkpoint
-from training.config import ConfigError, parse_config
+from training.config import ConfigError, parse_config, read_config
 from training.evaluate import evaluate
 from training.export import ExportError, export
 from training.fit import fit
 from training.network import NetworkConfig, ReferenceConfig, ReferenceTransformer, SE3Transformer, build_network
+from training.sweep import sweep
 
 # Sulfur is in no molecule of the sample: the physical embedding must have an answer for it.
 REFERENCE = {
@@ -79,6 +80,44 @@ def test_reference_form_from_training_to_exported_file(tmp_path):
     assert float(forces.abs().max()) > 0
     start = initial_weights(str(tmp_path / "model.pt"), module.config.network)
     assert all(torch.equal(start[name], value) for name, value in load_checkpoint(checkpoint).network.state_dict().items())
+
+
+def test_sweep_over_energy_weights_goes_on_where_it_was(tmp_path):
+    dataset = sample_dataset(tmp_path)
+    config = reference_config(dataset.directory, "all")
+    first = sweep(config, tmp_path / "sweep", (1e-1, 1e-3), accelerator="cpu")
+    assert [row["energy_weight"] for row in first] == [1e-1, 1e-3]
+    assert first[0]["validation_energy_rmse"] != first[1]["validation_energy_rmse"]
+    assert {p.name for p in (tmp_path / "sweep").iterdir()} == {"energy-weight-0.1", "energy-weight-0.001", "sweep.json", "sweep.png"}
+    before = (tmp_path / "sweep" / "energy-weight-0.1" / "log.csv").read_text()
+    again = sweep(config, tmp_path / "sweep", (1e-1, 1e-3, 1e-5), accelerator="cpu")
+    assert again[:2] == first
+    assert len(again) == 3
+    assert (tmp_path / "sweep" / "energy-weight-0.1" / "log.csv").read_text() == before
+    with pytest.raises(ValueError, match="at least one number"):
+        sweep(config, tmp_path / "sweep", ())
+
+
+def test_a_learning_rate_far_too_high_leaves_finite_weights(tmp_path):
+    dataset = sample_dataset(tmp_path)
+    raw = reference_config(dataset.directory, "all").model_dump(mode="json")
+    raw["optimizer"] |= {"learning_rate": 1e-1, "warmup_steps": 0}
+    raw["run"] |= {"max_steps": 15, "validate_every": 15}
+    module = fit(parse_config(raw, "test"), tmp_path / "run", accelerator="cpu")
+    assert not module.bad_batches
+    assert all(torch.isfinite(p).all() for p in module.network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"), [("basic", (2, 2, 2)), ("wider", (4, 4, 4)), ("higher-order", (4, 4, 4, 4)), ("energy-only", (2, 2, 2))]
+)
+def test_presets_of_the_thesis(request, name, channels):
+    config = read_config(request.config.rootpath / "training" / "configs" / f"thesis-{name}.yaml")
+    assert isinstance(config.network, ReferenceConfig)
+    assert (config.network.channels, config.network.num_heads, config.network.num_layers) == (channels, 8, 3)
+    assert (config.network.parity, config.network.embedding) == ("all", "one-hot")
+    assert config.optimizer.schedule == "steps"
+    build_network(config.network, (1, 6, 7, 8))
 
 
 def test_export_refuses_energies_that_change_in_a_mirror(tmp_path):
