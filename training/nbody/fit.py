@@ -41,8 +41,6 @@ class NBodyConfig(BaseModel):
         Optimizer steps, trajectories in each, steps between validations.
     seed : int
         Of weights and batches.
-    compile : bool
-        Compile the network (needs a C++ compiler).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -54,7 +52,6 @@ class NBodyConfig(BaseModel):
     batch: PositiveInt = 100
     validate_every: PositiveInt = 1_000
     seed: int = 0
-    compile: bool = False
 
 
 def read_nbody_config(path: Path) -> NBodyConfig:
@@ -87,8 +84,6 @@ class NBodyModule(lightning.LightningModule):
         self.network.scale.fill_(float((sample.targets - straight).square().mean((1, 2)).median().sqrt()))
         self.ema = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(config.optimizer.ema_decay))
         self.ema.requires_grad_(False)
-        compiled = torch.compile(self.network) if config.compile else self.network
-        object.__setattr__(self, "_forward", compiled)  # not a submodule: its weights are those of `network`
 
     def train_dataloader(self) -> DataLoader:
         """Endless batches."""
@@ -111,7 +106,7 @@ class NBodyModule(lightning.LightningModule):
         rate = learning_rate(self.global_step, self.config.optimizer, self.config.max_steps)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = rate
-        error = self._forward(batch.positions, batch.velocities, batch.charges) - batch.targets
+        error = self.network(batch.positions, batch.velocities, batch.charges) - batch.targets
         loss = error.square().mean()
         self.log_dict({"train_mse": loss, "learning_rate": rate})
         return loss / self.network.scale**2
