@@ -35,7 +35,7 @@ def test_training_sees_only_the_reader_and_the_validator(path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "training" / "network").rglob("*.py")), ids=lambda p: p.name)
 def test_network_knows_nothing_of_data(path):
-    assert {m.split(".")[0] for m in imports(path)} <= {"torch", "training", "math", "dataclasses", "collections", "ase"}
+    assert {m.split(".")[0] for m in imports(path)} <= {"torch", "training", "math", "dataclasses", "collections", "typing", "ase", "e3nn"}
     assert all(m.startswith("training.network") for m in imports(path) if m.startswith("training"))
 
 

@@ -1,4 +1,4 @@
-"""``python -m training prepare | fit | evaluate | export | label | figures``."""
+"""``python -m training prepare | fit | sweep | evaluate | export | label | figures | nbody``."""
 
 import json
 from pathlib import Path
@@ -13,9 +13,11 @@ from openmm_se3.errors import ModelFileError
 from training.checkpoint import CheckpointError
 from training.config import ConfigError
 from training.data.frames import DataError
+from training.nbody.commands import app as nbody_app
 from training.units import KCAL_PER_MOL_PER_EV
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train SE(3)-Transformers for openmm-se3.", pretty_exceptions_enable=False)
+app.add_typer(nbody_app, name="nbody")
 console = Console()
 
 _EXPECTED = (DataError, ConfigError, CheckpointError, ModelFileError, FileExistsError, ValueError)
@@ -106,6 +108,31 @@ def fit_command(
     if module.bad_batches:
         console.print(f"{len(module.bad_batches)} molecules were in batches that were not finite and skipped; see the checkpoint", highlight=False)
     console.print(f"wrote {output / 'last.ckpt'}, log.csv and learning_curves.png", highlight=False)
+
+
+@app.command("sweep")
+def sweep_command(
+    config: Annotated[Path, typer.Argument(help="YAML file; see training/configs.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory of the runs; give it again to go on.")],
+    energy_weights: Annotated[str, typer.Option(help="Numbers with commas between them.")] = "1e-2,1e-3,1e-4,1e-5,1e-6",
+    accelerator: Annotated[str, typer.Option(help="auto, cpu or gpu.")] = "auto",
+    devices: Annotated[int, typer.Option(help="Number of devices.")] = 1,
+) -> None:
+    """Train once per energy weight and compare the validation errors."""
+    from training.config import read_config
+    from training.module import NonFiniteTraining
+    from training.sweep import sweep
+
+    try:
+        weights = tuple(float(w) for w in energy_weights.split(","))
+        rows = sweep(read_config(config), output, weights, accelerator=accelerator, devices=devices)
+    except (*_EXPECTED, NonFiniteTraining) as error:
+        raise _fail(error) from None
+    table = Table("energy weight", "energy RMSE (kcal/mol)", "force RMSE (kcal/mol/Å)", title="validation errors")
+    for row in rows:
+        force = f"{row['validation_force_rmse']:.3f}" if "validation_force_rmse" in row else "-"
+        table.add_row(f"{row['energy_weight']:g}", f"{row['validation_energy_rmse']:.3f}", force)
+    console.print(table)
 
 
 @app.command("evaluate")

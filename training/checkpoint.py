@@ -14,7 +14,7 @@ from openmm_se3.errors import ModelFileError
 from openmm_se3.model_file import find_model, load_model
 from training.config import ConfigError, FitConfig, parse_config
 from training.data.frames import DataError
-from training.network import NetworkConfig, SE3Transformer
+from training.network import AnyNetwork, AnyNetworkConfig, build_network
 
 #: Inside an exported file: configuration and weights of the network as it was trained, from which a new run can start.
 NETWORK_FILE = "network.ckpt"
@@ -56,7 +56,7 @@ class LoadedCheckpoint:
 
     Attributes
     ----------
-    network : SE3Transformer
+    network : SE3Transformer or ReferenceTransformer
         With the averaged weights, in evaluation mode.
     config : FitConfig
         Configuration of the run.
@@ -66,7 +66,7 @@ class LoadedCheckpoint:
         Optimizer steps.
     """
 
-    network: SE3Transformer
+    network: AnyNetwork
     config: FitConfig
     data: dict[str, Any]
     step: int
@@ -88,7 +88,7 @@ def load_checkpoint(path: Path) -> LoadedCheckpoint:
     except Exception as error:
         raise CheckpointError(f"{path}: not a checkpoint of 'python -m training fit' ({error})") from None
     config = parse_config(ours["config"], str(path))
-    network = SE3Transformer(config.network, tuple(NUMBER_OF_SYMBOL[s] for s in config.network.elements))
+    network = build_network(config.network, tuple(NUMBER_OF_SYMBOL[s] for s in config.network.elements))
     prefix = "ema.module."
     state = {k.removeprefix(prefix): v for k, v in raw["state_dict"].items() if k.startswith(prefix)}
     try:
@@ -98,20 +98,20 @@ def load_checkpoint(path: Path) -> LoadedCheckpoint:
     return LoadedCheckpoint(network.eval().requires_grad_(False), config, ours["data"], int(raw["global_step"]))
 
 
-def initial_weights(name_or_path: str, config: NetworkConfig) -> dict[str, torch.Tensor]:
+def initial_weights(name_or_path: str, config: AnyNetworkConfig) -> dict[str, torch.Tensor]:
     """Weights to start a new run from.
 
     Parameters
     ----------
     name_or_path : str
         Checkpoint of `fit`, exported file, or name of a released model.
-    config : NetworkConfig
+    config : NetworkConfig or ReferenceConfig
         Of the new run.
 
     Returns
     -------
     dict of Tensor
-        State of an `SE3Transformer`, scales of its outputs included.
+        State of the network, scales of its outputs included.
 
     Raises
     ------
@@ -138,7 +138,7 @@ def initial_weights(name_or_path: str, config: NetworkConfig) -> dict[str, torch
         state = torch.load(io.BytesIO(extra[NETWORK_FILE]), map_location="cpu", weights_only=True)
     if elements != config.elements:
         raise ConfigError(f"initial_model: {name_or_path} knows the elements {elements}, the configuration has {config.elements}; make them equal")
-    expected = SE3Transformer(config, tuple(NUMBER_OF_SYMBOL[s] for s in config.elements)).state_dict()
+    expected = build_network(config, tuple(NUMBER_OF_SYMBOL[s] for s in config.elements)).state_dict()
     wrong = [k for k in expected.keys() | state.keys() if k not in expected or k not in state or expected[k].shape != state[k].shape]
     if wrong:
         raise ConfigError(

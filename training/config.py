@@ -1,15 +1,30 @@
 """Configuration of a training run: one YAML file, every key checked, copied into every checkpoint."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveFloat, PositiveInt, Tag, ValidationError, field_validator, model_validator
 
-from training.network.transformer import NetworkConfig
+from training.network import AnyNetworkConfig, NetworkConfig, ReferenceConfig
 
-# Pydantic reads this from the dataclass: unknown keys are refused there too.
-NetworkConfig.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
+# Pydantic reads this from the dataclasses: unknown keys are refused there too.
+for _form in (NetworkConfig, ReferenceConfig):
+    _form.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[union-attr]
+
+
+def _form_of(network: Any) -> str:
+    """Which form a configuration speaks of; without a word, as in files older than the reference form, it is the production form."""
+    return str(network.get("form", "production") if isinstance(network, dict) else getattr(network, "form", "production"))
+
+
+_Network = Annotated[
+    Annotated[NetworkConfig, Tag("production")] | Annotated[ReferenceConfig, Tag("reference")],
+    Discriminator(_form_of),
+]
+
+
+_Schema = TypeVar("_Schema", bound=BaseModel)
 
 
 class ConfigError(ValueError):
@@ -68,14 +83,16 @@ class FitConfig(_Section):
 
     data: str
     initial_model: str | None = None
-    network: NetworkConfig = NetworkConfig()
+    network: _Network = NetworkConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     run: RunConfig = RunConfig()
 
     @field_validator("network")
     @classmethod
-    def _network_sizes(cls, network: NetworkConfig) -> NetworkConfig:
+    def _network_sizes(cls, network: AnyNetworkConfig) -> AnyNetworkConfig:
+        if isinstance(network, ReferenceConfig):
+            return network  # it refuses what it cannot build itself
         if len(network.channels) != 3 or min(network.channels) < 1:
             raise ValueError(f"channels must be three positive numbers (degrees 0, 1, 2), got {network.channels}")
         if network.num_layers < 2:
@@ -97,7 +114,12 @@ class FitConfig(_Section):
 
 
 def parse_config(raw: Any, origin: str) -> FitConfig:
-    """Check plain data against the schema.
+    """Check plain data against the schema; raises as `validated`."""
+    return validated(FitConfig, raw, origin)
+
+
+def validated(schema: type[_Schema], raw: Any, origin: str) -> _Schema:
+    """Check plain data against a schema.
 
     Raises
     ------
@@ -105,11 +127,14 @@ def parse_config(raw: Any, origin: str) -> FitConfig:
         One line per problem: the key, what is wrong, and what came.
     """
     try:
-        return FitConfig.model_validate(raw)
+        return schema.model_validate(raw)
     except ValidationError as error:
         lines = []
         for problem in error.errors():
-            key = ".".join(str(part) for part in problem["loc"]) or "top level"
+            loc = problem["loc"]
+            if loc[:1] == ("network",):
+                loc = tuple(part for part in loc if part not in ("production", "reference"))  # pydantic's names of the forms
+            key = ".".join(str(part) for part in loc) or "top level"
             if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
                 lines.append(f"{key}: unknown key")
             else:

@@ -26,6 +26,7 @@ from openmm_se3.model_file import (
 from openmm_se3.validation import Check, validate_model
 from training.checkpoint import NETWORK_FILE, load_checkpoint
 from training.exported import ExportedModel
+from training.network import ReferenceConfig
 from training.units import ANGSTROM_PER_NM, KJ_PER_MOL_PER_EV
 
 CITATION = "B. E. Hedelius, Learning inter-atomic forces with an SE(3)-Transformer, Brigham Young University (2021)"
@@ -106,11 +107,17 @@ def export(
     FileExistsError
         If `output` exists and `overwrite` is False.
     ExportError
-        If the scripted module differs from the eager one, or a check fails; `output` is then not written.
+        If the network has no mirror symmetry, the scripted module differs from the eager one, or a check fails; `output` is then not
+        written.
     """
     if output.exists() and not overwrite:
         raise FileExistsError(f"{output} exists already; choose another name, or allow overwriting with --overwrite")
     loaded = load_checkpoint(checkpoint)
+    if isinstance(loaded.config.network, ReferenceConfig) and loaded.config.network.parity == "all":
+        raise ExportError(
+            f"{checkpoint}: with network.parity 'all' energies of mirror images differ, and an exported model promises that they are equal "
+            "(equivariance under reflection); train with 'natural' to export. 'evaluate' reads the checkpoint itself"
+        )
     elements = loaded.config.network.elements
     model = ExportedModel(loaded.network, tuple(NUMBER_OF_SYMBOL[s] for s in elements)).eval()
     scripted = torch.jit.script(model)

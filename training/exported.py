@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from training.fused import FusedTransformer
-from training.network import SE3Transformer
+from training.network import AnyNetwork, SE3Transformer
 from training.network.rigid import remove_net_force_and_torque
 from training.units import ANGSTROM_PER_NM, KJ_PER_MOL_PER_EV
 
@@ -91,7 +91,7 @@ class ExportedModel(nn.Module):
 
     Parameters
     ----------
-    network : SE3Transformer
+    network : SE3Transformer or ReferenceTransformer
         Trained network, in evaluation mode.
     atomic_numbers : sequence of int
         Elements in the order of the species index.
@@ -100,7 +100,7 @@ class ExportedModel(nn.Module):
     species_of_number: Tensor
     poison_of_number: Tensor
 
-    def __init__(self, network: SE3Transformer, atomic_numbers: tuple[int, ...]) -> None:
+    def __init__(self, network: AnyNetwork, atomic_numbers: tuple[int, ...]) -> None:
         super().__init__()
         self.network = FusedTransformer(network) if isinstance(network, SE3Transformer) else network
         self.few_atoms = FEW_ATOMS

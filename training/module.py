@@ -19,7 +19,7 @@ from training.data.frames import DataError
 from training.data.packed import PackedDataset
 from training.force_matching import backward_force_matching
 from training.loss import EnergyForceLoss, ErrorSums, predict
-from training.network import SE3Transformer
+from training.network import build_network
 
 
 def learning_rate(step: int, config: OptimizerConfig, max_steps: int) -> float:
@@ -52,7 +52,7 @@ class _BatchStream(IterableDataset):
 
 
 class TrainingModule(lightning.LightningModule):
-    """Trains an `SE3Transformer` on a packed data set.
+    """Trains a network of either form on a packed data set.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ class TrainingModule(lightning.LightningModule):
         self.automatic_optimization = False
         self.config, self.dataset = config, dataset
         numbers = tuple(NUMBER_OF_SYMBOL[s] for s in config.network.elements)
-        self.network = SE3Transformer(config.network, numbers)
+        self.network = build_network(config.network, numbers)
         statistics = dataset.metadata["statistics"]
         energy_scale = statistics["residual_per_sqrt_atom"]["rms"]
         force_scale = statistics.get("force_rms", 1.0)

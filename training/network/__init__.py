@@ -8,8 +8,13 @@ Conventions, written once for the whole folder
     * The receiver is atom i (rows), the sender is neighbour j (columns): displacement[i, k] = x_j - x_i.
     * A padded neighbour slot has mask False, index 0 and a harmless displacement; it never reaches a result.
     * Lengths are in Angstrom, energies in eV.
+
+Two forms share one interface: `SE3Transformer`, the fast one that released models use, in this folder, and `ReferenceTransformer`, the
+equations of the thesis word by word, in ``reference``.
 """
 
+from training.network.forms import AnyNetwork, AnyNetworkConfig, build_network
+from training.network.reference import ReferenceConfig, ReferenceTransformer
 from training.network.transformer import NetworkConfig, SE3Transformer
 
-__all__ = ["NetworkConfig", "SE3Transformer"]
+__all__ = ["AnyNetwork", "AnyNetworkConfig", "NetworkConfig", "ReferenceConfig", "ReferenceTransformer", "SE3Transformer", "build_network"]

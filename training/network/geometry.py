@@ -36,6 +36,29 @@ def safe_norm(vectors: Tensor) -> Tensor:
     return torch.where(is_zero, torch.zeros_like(squared), torch.sqrt(torch.where(is_zero, torch.ones_like(squared), squared)))
 
 
+def distances_and_directions(displacement: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Distance and unit direction of every neighbour slot, finite with finite gradients on padding and between coincident atoms.
+
+    Parameters
+    ----------
+    displacement : Tensor
+        ``(n_atoms, max_neighbors, 3)`` x_j - x_i, Angstrom.
+    mask : Tensor
+        ``(n_atoms, max_neighbors)`` bool, False for padding.
+
+    Returns
+    -------
+    tuple of Tensor
+        ``(n_atoms, max_neighbors)`` and ``(n_atoms, max_neighbors, 3)``.
+    """
+    # Padding gets a constant unit displacement before any non-linear operation touches it.
+    harmless = torch.zeros_like(displacement)
+    harmless[..., 0] = 1.0
+    displacement = torch.where(mask.unsqueeze(-1), displacement, harmless)
+    distance = safe_norm(displacement)
+    return distance, displacement / distance.clamp_min(1e-6).unsqueeze(-1)
+
+
 class EdgeGeometry(torch.nn.Module):
     """Distance, unit direction and the degree-2 coupling matrix of every edge; computed once per forward pass.
 
@@ -70,11 +93,6 @@ class EdgeGeometry(torch.nn.Module):
             Distances ``(n_atoms, max_neighbors)``, directions ``(..., 3)`` and coupling matrices ``(..., 5, 3)``, in the dtype of
             `displacement`.
         """
-        # Padding gets a constant unit displacement before any non-linear operation touches it.
-        harmless = torch.zeros_like(displacement)
-        harmless[..., 0] = 1.0
-        displacement = torch.where(mask.unsqueeze(-1), displacement, harmless)
-        distance = safe_norm(displacement)
-        direction = displacement / distance.clamp_min(1e-6).unsqueeze(-1)
+        distance, direction = distances_and_directions(displacement, mask)
         coupling = torch.matmul(direction, self.basis.to(direction.dtype)) * torch.rsqrt(self.squared_norms.to(direction.dtype))
         return distance, direction, coupling.view(direction.shape[0], direction.shape[1], 5, 3)

@@ -1,6 +1,7 @@
 """The network of Fig. 2.1: degree 0 in, degrees 0 to 2 inside, an energy and a force per atom out."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ class NetworkConfig:
 
     Attributes
     ----------
+    form : str
+        ``production``, which tells it from the reference form.
     elements : tuple of str
         Chemical symbols the network knows, in the order of the species index.
     cutoff : float
@@ -38,6 +41,7 @@ class NetworkConfig:
         Invariant products per degree and width of the networks on the nodes.
     """
 
+    form: Literal["production"] = "production"
     elements: tuple[str, ...] = ("H", "C", "N", "O")
     cutoff: float = 5.0
     channels: tuple[int, ...] = (128, 64, 32)

@@ -1,0 +1,74 @@
+"""``python -m training nbody simulate | fit | evaluate``."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from training.nbody.protocol import PROTOCOLS
+
+app = typer.Typer(no_args_is_help=True, help="The N-body experiment: five charged particles.")
+console = Console()
+
+
+def _fail(error: Exception) -> typer.Exit:
+    Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+    return typer.Exit(1)
+
+
+@app.command("simulate")
+def simulate_command(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to make.")],
+    protocol: Annotated[str, typer.Option(help=f"{' or '.join(PROTOCOLS)}: splits, and what will be asked.")] = "thesis",
+    trajectories: Annotated[int | None, typer.Option(help="By default those of the protocol.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the starts.")] = 0,
+) -> None:
+    """Make the trajectories."""
+    from training.nbody.simulate import write_trajectories
+
+    try:
+        if protocol not in PROTOCOLS:
+            raise ValueError(f"--protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}")
+        n = trajectories or PROTOCOLS[protocol].n_trajectories
+        columns = (TextColumn("simulating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task("", total=n)
+            write_trajectories(output, protocol, n, seed, lambda done, _: bar.update(task, completed=done))
+    except (ValueError, OSError) as error:
+        raise _fail(error) from None
+    console.print(f"wrote {n:,} trajectories to {output}", highlight=False)
+
+
+@app.command("fit")
+def fit_command(
+    config: Annotated[Path, typer.Argument(help="YAML file; see training/configs/nbody.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory of the run.")],
+    accelerator: Annotated[str, typer.Option(help="auto, cpu or gpu.")] = "auto",
+) -> None:
+    """Train a network."""
+    from training.nbody.fit import fit_nbody, read_nbody_config
+
+    try:
+        fit_nbody(read_nbody_config(config), output, accelerator)
+    except (ValueError, OSError) as error:
+        raise _fail(error) from None
+    console.print(f"wrote {output / 'best.ckpt'} and metrics.csv", highlight=False)
+
+
+@app.command("evaluate")
+def evaluate_command(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of fit.")],
+    data: Annotated[Path, typer.Argument(help="Trajectories of simulate.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Directory for metrics.json and trajectories.png.")] = None,
+) -> None:
+    """Print the error on the test trajectories as JSON."""
+    from training.nbody.evaluate import evaluate_nbody
+
+    try:
+        metrics: dict[str, Any] = evaluate_nbody(checkpoint, data, output)
+    except (ValueError, OSError) as error:
+        raise _fail(error) from None
+    console.print_json(json.dumps(metrics))
