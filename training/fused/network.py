@@ -66,13 +66,19 @@ class FusedLayer(nn.Module):
         if n_atoms <= portion:
             gathered = self.attention(query, value, neighbors, rows, weights, harmonics, coupling, log_cutoff)
         else:
+            # split and not slices: the gradient of a slice fills a tensor of the full size with zeros, that of split does not.
+            edges = portion * width
             portions: list[Tensor] = []
-            for a in range(0, n_atoms, portion):
-                b = min(a + portion, n_atoms)
-                e, f = a * width, b * width
-                portions.append(
-                    self.attention(query[a:b], value, neighbors[a:b], rows[e:f], weights[e:f], harmonics[e:f], coupling[e:f], log_cutoff[a:b])
-                )
+            for q, j, r, w, h, g, c in zip(  # noqa: B905 - TorchScript knows no strict=
+                query.split(portion),
+                neighbors.split(portion),
+                rows.split(edges),
+                weights.split(edges),
+                harmonics.split(edges),
+                coupling.split(edges),
+                log_cutoff.split(portion),
+            ):
+                portions.append(self.attention(q, value, j, r, w, h, g, c))
             gathered = torch.cat(portions)
         return self.self_interaction(self.add(state, gathered))
 

@@ -1,0 +1,76 @@
+"""Cost of an attention layer's kernels: the thesis' full kernels against the inference form, same channels and edges, on one thread.
+
+    python benchmarks/kernels.py
+
+The full kernels form keys alone (values cost the same again, softmax and sum over neighbours come on top); the inference form is timed with
+everything: radial table, messages, softmax, sum over neighbours.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+
+from training.fused.attention import FusedAttention
+from training.fused.network import N_INTERVALS, NO_WEIGHT
+from training.fused.spline import SplineBasis
+from training.network.attention import EquivariantAttention
+from training.network.geometry import EdgeGeometry
+from training.network.radial import BesselBasis, envelope
+from training.network.reference.basis_kernels import BasisKernels
+from training.network.reference.radial_kernels import RadialKernels
+
+CUTOFF, N_BASIS, HIDDEN = 5.0, 12, 32
+
+
+def main():
+    """Time both, interleaved, over all receivers of a system in portions."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--channels", type=int, default=32, help="of each degree 0, 1, 2")
+    parser.add_argument("--atoms", type=int, default=648)
+    parser.add_argument("--neighbors", type=int, default=54, help="per atom; 54 are those of liquid water within 5 Angstrom")
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    c, n, k = (arguments.channels,) * 3, arguments.atoms, arguments.neighbors
+    displacement = torch.nn.functional.normalize(torch.randn(n, k, 3), dim=-1) * (0.9 + 4.0 * torch.rand(n, k, 1))
+    neighbors = torch.randint(0, n, (n, k))
+    features = [torch.randn(n, 2 * degree + 1, channels) for degree, channels in enumerate(c)]
+    distance, direction, coupling = EdgeGeometry()(displacement, torch.ones(n, k, dtype=torch.bool))
+    bessel = BesselBasis(N_BASIS, CUTOFF)
+    basis_kernels, kernels = BasisKernels(2, natural_parity=False), RadialKernels(c, c, 2, False, N_BASIS, HIDDEN)
+    trained = EquivariantAttention(c, c, arguments.channels, 8, N_BASIS, HIDDEN).double()
+    fused = FusedAttention(trained, BesselBasis(N_BASIS, CUTOFF), N_INTERVALS).float()
+    spline = SplineBasis(CUTOFF, N_INTERVALS)
+    value = torch.cat(features, dim=1)
+
+    def full(part):
+        scalars = bessel(distance[part])
+        sender = [f[neighbors[part]] for f in features]
+        return kernels(sender, scalars, basis_kernels(direction[part]))
+
+    def inference(part):
+        u = direction[part].reshape(-1, 3)
+        g = coupling[part].reshape(-1, 5, 3)
+        harmonics = torch.cat([torch.ones_like(u[:, :1]), u, torch.bmm(g, u.unsqueeze(2)).squeeze(2)], dim=1)
+        log_cutoff = torch.log(envelope(distance[part], CUTOFF)).clamp_min(NO_WEIGHT).unsqueeze(-1)
+        return fused(value[part], value, neighbors[part], *spline(distance[part].reshape(-1)), harmonics, g, log_cutoff)
+
+    times = {"full kernels": [], "inference form": []}
+    with torch.no_grad():
+        for _ in range(arguments.repeats):
+            for name, function, rows in (("full kernels", full, 8), ("inference form", inference, 32)):
+                begin = time.process_time()
+                for start in range(0, n, rows):
+                    function(slice(start, start + rows))
+                times[name].append(1e3 * (time.process_time() - begin))
+    medians = {name: statistics.median(t) for name, t in times.items()}
+    for name, t in medians.items():
+        print(f"{name:16s} {t:10.1f} ms of one thread for {n} atoms with {k} neighbours each, {arguments.channels} channels per degree")
+    print(f"ratio {medians['full kernels'] / medians['inference form']:.1f}")
+
+
+if __name__ == "__main__":
+    main()
