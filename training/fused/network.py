@@ -41,8 +41,6 @@ class FusedLayer(nn.Module):
         self.edges_at_once_cpu, self.edges_at_once_gpu = EDGES_AT_ONCE_CPU, EDGES_AT_ONCE_GPU
         self.scale = JointScale(layer.norm)
         self.value_query = MergedLinear([attention.value, attention.query], layer.norm)
-        self.components_out = sum(attention.components)
-        self.query_components = sum(2 * d + 1 for d in range(len(attention.query.maps)))
         is_first = attention.messages.degree_in == 0
         self.attention = (FusedFirstAttention if is_first else FusedAttention)(attention, basis, N_INTERVALS)
         self.add = AddedLinear(attention.out, len(layer.norm.gains))
