@@ -4,86 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from training.fused import FusedTransformer
+from training.neighbors import find_neighbors, minimum_image
 from training.network import AnyNetwork, SE3Transformer
 from training.network.rigid import remove_net_force_and_torque
 from training.units import ANGSTROM_PER_NM, KJ_PER_MOL_PER_EV
-
-#: Up to here, comparing all pairs of atoms in the network costs less than listing those within the cutoff.
-FEW_ATOMS = 32
-
-
-def minimum_image(displacement: Tensor, box: Tensor) -> Tensor:
-    """Shortest lattice image of displacements in a box of OpenMM's reduced form.
-
-    Rows are removed from the last to the first, which finds every image shorter than half the smallest diagonal element.
-
-    Parameters
-    ----------
-    displacement : Tensor
-        ``(..., 3)``.
-    box : Tensor
-        ``(3, 3)``, rows a, b, c, lower triangular.
-    """
-    displacement = displacement - torch.round(displacement[..., 2:3] / box[2, 2]) * box[2]
-    displacement = displacement - torch.round(displacement[..., 1:2] / box[1, 1]) * box[1]
-    return displacement - torch.round(displacement[..., 0:1] / box[0, 0]) * box[0]
-
-
-def all_others(positions: Tensor, box: Tensor | None, cutoff: float) -> tuple[Tensor, Tensor]:
-    """Every atom as a neighbour of every other, those beyond the cutoff masked: quickest for a few dozen atoms, of fixed shape.
-
-    Parameters and result as in `neighbor_matrix`; at least 2 atoms.
-    """
-    n_atoms = positions.shape[0]
-    slot = torch.arange(n_atoms - 1, device=positions.device).unsqueeze(0)
-    neighbors = slot + (slot >= torch.arange(n_atoms, device=positions.device).unsqueeze(1)).to(torch.int64)
-    d = positions.index_select(0, neighbors.view(-1)).view(n_atoms, n_atoms - 1, 3) - positions.unsqueeze(1)
-    if box is not None:
-        d = minimum_image(d, box)
-    return neighbors, (d * d).sum(-1) < cutoff * cutoff
-
-
-def neighbor_matrix(positions: Tensor, box: Tensor | None, cutoff: float, rows_at_once: int) -> tuple[Tensor, Tensor]:
-    """All neighbours within the cutoff, one row per atom; brute force over all pairs, exact, no pair is ever dropped.
-
-    Parameters
-    ----------
-    positions : Tensor
-        ``(n_atoms, 3)``.
-    box : Tensor or None
-        ``(3, 3)`` in reduced form, each diagonal element at least twice the cutoff; None without periodic boundaries.
-    cutoff : float
-        In the unit of `positions`.
-    rows_at_once : int
-        Rows compared at once, which bounds the memory.
-
-    Returns
-    -------
-    tuple of Tensor
-        Indices ``(n_atoms, max_neighbors)`` int64, 0 on padding, and the bool mask; at least one column.
-    """
-    n_atoms = positions.shape[0]
-    index = torch.arange(n_atoms, device=positions.device)
-    receivers: list[Tensor] = []
-    senders: list[Tensor] = []
-    for start in range(0, n_atoms, rows_at_once):
-        rows = index[start : start + rows_at_once]
-        d = positions.unsqueeze(0) - positions[rows].unsqueeze(1)
-        if box is not None:
-            d = minimum_image(d, box)
-        close = ((d * d).sum(-1) < cutoff * cutoff) & (index.unsqueeze(0) != rows.unsqueeze(1))
-        pair = torch.nonzero(close)
-        receivers.append(pair[:, 0] + start)
-        senders.append(pair[:, 1])
-    receiver, sender = torch.cat(receivers), torch.cat(senders)
-    counts = torch.zeros(n_atoms, dtype=torch.int64, device=positions.device).index_add(0, receiver, torch.ones_like(receiver))
-    width = max(int(counts.max()), 1)
-    # nonzero lists pairs row by row, so a pair's column is its rank within its row.
-    column = torch.arange(receiver.shape[0], device=positions.device) - (torch.cumsum(counts, 0) - counts)[receiver]
-    neighbors = torch.zeros(n_atoms * width, dtype=torch.int64, device=positions.device)
-    neighbors = neighbors.index_copy(0, receiver * width + column, sender).view(n_atoms, width)
-    mask = torch.arange(width, device=positions.device).unsqueeze(0) < counts.unsqueeze(1)
-    return neighbors, mask
 
 
 class ExportedModel(nn.Module):
@@ -103,7 +27,6 @@ class ExportedModel(nn.Module):
     def __init__(self, network: AnyNetwork, atomic_numbers: tuple[int, ...]) -> None:
         super().__init__()
         self.network = FusedTransformer(network) if isinstance(network, SE3Transformer) else network
-        self.few_atoms = FEW_ATOMS
         self.cutoff_nm = network.cutoff / ANGSTROM_PER_NM
         self.angstrom_per_nm = ANGSTROM_PER_NM
         self.kj_per_mol_per_ev = KJ_PER_MOL_PER_EV
@@ -126,10 +49,7 @@ class ExportedModel(nn.Module):
             # On a GPU a comparison here would stall the device at every step; there the small box becomes NaN below.
             if not box.is_cuda and float(torch.diagonal(box).amin()) < 2 * self.cutoff_nm:
                 raise ValueError("the periodic box is too small: each diagonal element must be at least twice the cutoff of the model")
-        if 2 <= x.shape[0] <= self.few_atoms:
-            neighbors, mask = all_others(x, box, self.cutoff_nm)
-        else:
-            neighbors, mask = neighbor_matrix(x, box, self.cutoff_nm, max(1, 16777216 // max(1, x.shape[0])))
+        neighbors, mask = find_neighbors(x, box, self.cutoff_nm)
         displacement = positions.index_select(0, neighbors.view(-1)).view(neighbors.shape[0], neighbors.shape[1], 3) - positions.unsqueeze(1)
         if box is not None:
             displacement = minimum_image(displacement, box)

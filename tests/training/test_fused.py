@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.training.helpers import NUMBERS, all_pairs, random_cluster, random_orthogonal, small_network
-from training.exported import ExportedModel, all_others, neighbor_matrix
+from training.exported import ExportedModel
 from training.fused import FusedTransformer
 from training.fused.repulsion import TabulatedRepulsion
 from training.fused.spline import SplineBasis, SplineTable, spline_table
@@ -143,16 +143,6 @@ def test_a_neighbour_fades_out_at_the_cutoff():
     assert float((inside[1] - outside[1]).abs().max()) < 1e-5
     middle = energy_and_slope(0.8 * model.cutoff_nm)
     assert abs(middle[0] - outside[0]) > 1e-3
-
-
-@pytest.mark.parametrize("box", [None, torch.tensor([[0.9, 0.0, 0.0], [0.2, 0.95, 0.0], [-0.3, 0.1, 1.0]], dtype=torch.float64)])
-def test_both_neighbour_lists_hold_the_same_pairs(box):
-    x = torch.rand(20, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-
-    def pairs(neighbors, mask):
-        return {(i, int(j)) for i in range(20) for j in neighbors[i][mask[i]]}
-
-    assert pairs(*all_others(x, box, 0.4)) == pairs(*neighbor_matrix(x, box, 0.4, 7))
 
 
 def test_an_unknown_element_or_a_lost_coordinate_gives_nan():

@@ -1,0 +1,116 @@
+"""Time integrator steps of one potential on one structure; run by `benchmarks/speed.py`, in the interpreter that holds the potential.
+
+Needs OpenMM, NumPy and the potential alone. Prints one JSON record per line of standard input ("block SECONDS"), so that the blocks of
+several workers can be interleaved on one machine.
+"""
+
+import argparse
+import json
+import resource
+import sys
+import time
+import warnings
+
+
+def se3(topology, forces):
+    """openmm-se3; `forces` is name or path of the model, and force mode, as ``MODEL:MODE``."""
+    from openmm_se3 import SE3Potential
+
+    model, _, mode = forces.rpartition(":")
+    return SE3Potential(model, forces=mode).createSystem(topology, removeCMMotion=False)
+
+
+def so3lr(topology, options):
+    """SO3LR (so3krates-torch), published weights, through openmm-ml."""
+    from openmmml import MLPotential
+    from so3krates_torch.calculator.so3 import SO3LRCalculator
+
+    calculator = SO3LRCalculator(r_max_lr=12.0, dispersion_energy_cutoff_lr_damping=2.0, default_dtype="float32")
+    return MLPotential("ase").createSystem(topology, calculator=calculator, removeCMMotion=False, info={"charge": 0.0})
+
+
+def nequip(topology, options):
+    """NequIP, 4 layers of 32 features, random weights; `options` is its l_max."""
+    import nequip.model.saved_models.load_utils as load_utils
+    import torch
+    from nequip.model import NequIPGNNModel
+    from nequip.model.utils import override_model_compile_mode
+    from nequip.utils.global_state import set_global_state
+    from openmmml import MLPotential
+
+    set_global_state()
+    sizes = {"num_layers": 4, "l_max": int(options), "parity": True, "num_features": 32, "radial_mlp_depth": 2, "radial_mlp_width": 64}
+    scales = {"avg_num_neighbors": 15.0, "per_type_energy_scales": 1e-2, "per_type_energy_shifts": 0.0}
+    with override_model_compile_mode("eager"):
+        model = NequIPGNNModel(seed=1, model_dtype="float32", r_max=5.0, type_names=["C", "H", "N", "O"], **sizes, **scales).eval()
+    single = model["sole_model"] if isinstance(model, torch.nn.ModuleDict) else model
+    load_utils.load_saved_model = lambda *arguments, **keywords: single  # random weights instead of a file
+    return MLPotential("nequip", modelPath="random", lengthScale=0.1, energyScale=96.485).createSystem(topology, removeCMMotion=False)
+
+
+POTENTIALS = {"se3": se3, "so3lr": so3lr, "nequip": nequip}
+
+
+def main():
+    """Build, warm up, then time blocks on demand."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("potential", help="NAME or NAME=OPTIONS, of " + ", ".join(POTENTIALS))
+    parser.add_argument("structure", help="PDB file")
+    parser.add_argument("--platform", default="Reference")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    import numpy as np
+    import openmm
+    from openmm import app, unit
+
+    pdb = app.PDBFile(arguments.structure)
+    name, _, options = arguments.potential.partition("=")
+    system = POTENTIALS[name](pdb.topology, options)
+    # Every atom is tied to its start, for all potentials alike: random weights would else destroy the structure and its neighbour counts.
+    restraint = openmm.CustomExternalForce("0.5*k*((x-x0)^2+(y-y0)^2+(z-z0)^2)")
+    restraint.addGlobalParameter("k", 2e4)
+    for parameter in ("x0", "y0", "z0"):
+        restraint.addPerParticleParameter(parameter)
+    x = pdb.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
+    for i, start in enumerate(x):
+        restraint.addParticle(i, list(start))
+    system.addForce(restraint)
+    modes = options.rpartition(":")[2]
+    if name == "se3" and modes == "mts":
+        # 8 direct steps to a correction; a step below is an outer one, so the time is divided by 8.
+        integrator = openmm.MTSLangevinIntegrator(300, 10 / unit.picosecond, 4.0 * unit.femtosecond, [(1, 1), (0, 8)])
+        inner = 8
+    else:
+        integrator, inner = openmm.LangevinMiddleIntegrator(300, 10 / unit.picosecond, 0.5 * unit.femtosecond), 1
+    context = openmm.Context(system, integrator, openmm.Platform.getPlatform(arguments.platform))
+    context.setPositions(x)
+    context.setVelocitiesToTemperature(300, 5)
+    begin = time.perf_counter()
+    done = 0
+    while done < 4 or (time.perf_counter() - begin < 3.0 and done < 200):
+        integrator.step(1)
+        done += 1
+    for line in sys.stdin:
+        seconds = float(line.split()[1])
+        steps, start, cpu = 0, time.perf_counter(), time.process_time()
+        batch = 1
+        while steps == 0 or time.perf_counter() - start < seconds:
+            integrator.step(batch)
+            steps += batch
+            batch = min(2 * batch, 64)
+        wall = time.perf_counter() - start
+        used = time.process_time() - cpu
+        forces = context.getState(getForces=True).getForces(asNumpy=True).value_in_unit(unit.kilojoule_per_mole / unit.nanometer)
+        record = {
+            "ms_per_step": 1e3 * wall / (steps * inner),
+            "cpu_ms_per_step": 1e3 * used / (steps * inner),
+            "cpu_per_wall": used / wall,
+            "steps": steps * inner,
+            "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "finite": bool(np.isfinite(forces).all()),
+        }
+        print(json.dumps(record), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Every way to find neighbours against a plain loop over lattice images."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from training import neighbors as module
+
+# As in the exported file: scripted.
+all_others, cell_list, find_neighbors, neighbor_matrix = (
+    torch.jit.script(getattr(module, name)) for name in ("all_others", "cell_list", "find_neighbors", "neighbor_matrix")
+)
+
+CUBIC = np.diag([1.7, 1.9, 2.0])
+TRICLINIC = np.array([[1.8, 0.0, 0.0], [0.7, 1.9, 0.0], [-0.8, 0.6, 2.0]])
+CUTOFF = 0.45
+
+
+def brute_force(x, box):
+    """Pairs of distinct atoms any of whose images within one lattice vector (two along a) is closer than the cutoff."""
+    shifts = [np.zeros(3)] if box is None else [np.array(n) @ box for n in itertools.product((-2, -1, 0, 1, 2), repeat=3)]
+    found = set()
+    for shift in shifts:
+        d = np.linalg.norm(x[None] + shift - x[:, None], axis=-1)
+        found |= {(int(i), int(j)) for i, j in zip(*np.nonzero(d < CUTOFF), strict=True) if i != j}
+    return found
+
+
+def pairs(neighbors, mask):
+    listed = [(i, int(j)) for i in range(len(mask)) for j in neighbors[i][mask[i]]]
+    assert len(listed) == len(set(listed)), "a pair is listed twice"
+    return set(listed)
+
+
+@pytest.mark.parametrize("box", [None, CUBIC, TRICLINIC], ids=["no box", "orthorhombic", "triclinic"])
+@pytest.mark.parametrize("way", [all_others, neighbor_matrix, cell_list, find_neighbors], ids=lambda way: way.name)
+def test_pairs(way, box):
+    rng = np.random.default_rng(3)
+    x = rng.uniform(0, 1, (160, 3)) @ (np.diag([2.3, 1.6, 1.9]) if box is None else box)
+    expected = brute_force(x, box)
+    if box is not None:
+        # Atoms anywhere in space have the same neighbours as in the box.
+        x = x + rng.integers(-3, 4, (len(x), 3)) @ box
+    assert pairs(*way(torch.tensor(x), None if box is None else torch.tensor(box), CUTOFF)) == expected
+
+
+def test_ways_agree_in_float32_and_on_faces_of_cells():
+    """Coordinates that are multiples of the cutoff lie on the faces of cells."""
+    x = torch.tensor(list(itertools.product(range(8), repeat=3)), dtype=torch.float32) * 0.25
+    box = torch.eye(3) * 2.0
+    for cutoff in (0.25, 0.2501, 0.5, 0.51):
+        for periodic in (None, box):
+            assert pairs(*cell_list(x, periodic, cutoff)) == pairs(*neighbor_matrix(x, periodic, cutoff))
+
+
+def test_a_box_of_few_cells_and_a_lone_atom_far_away():
+    rng = np.random.default_rng(0)
+    x = torch.tensor(rng.uniform(0, 1, (60, 3)))
+    box = torch.eye(3, dtype=torch.float64)
+    assert pairs(*cell_list(x, box, CUTOFF)) == pairs(*neighbor_matrix(x, box, CUTOFF))
+    x[0] = 1e7
+    assert pairs(*cell_list(x, None, CUTOFF)) == pairs(*neighbor_matrix(x, None, CUTOFF))
+
+
+@pytest.mark.parametrize("way", [neighbor_matrix, cell_list], ids=lambda way: way.name)
+def test_no_neighbours_and_lost_atoms(way):
+    x = torch.arange(40, dtype=torch.float64).unsqueeze(1) * torch.ones(3)
+    neighbors, mask = way(x, None, CUTOFF)
+    assert neighbors.shape == mask.shape == (40, 1)
+    assert not mask.any()
+    x[3] = torch.nan
+    x[4] = torch.inf
+    neighbors, mask = way(x, torch.eye(3, dtype=torch.float64) * 50, CUTOFF)
+    assert not mask[3:5].any()
