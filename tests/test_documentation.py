@@ -19,8 +19,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "torchscript_models").glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 APPS = {"openmm-se3": typer.main.get_command(runtime_app), "training": typer.main.get_command(training_app)}
-#: Where this comment stands before a block, what it does cannot be checked on a machine without a GPU or conda.
-MARK = re.compile(r"<!-- needs (a GPU|conda) -->\s*$")
+#: This comment stands before a block that does not run everywhere, or that would make the tests slow.
+MARK = re.compile(r"<!-- needs (a GPU|conda|seconds) -->\s*$")
 #: Programs that are not ours, whose options are theirs.
 FOREIGN = {"mkdocs", "pre-commit", "git"}
 
@@ -192,11 +192,15 @@ PYTHON_PAGES = sorted({b.page for b in BLOCKS if b.language == "python"})
 @pytest.mark.parametrize("page", PYTHON_PAGES)
 @pytest.mark.filterwarnings("ignore::UserWarning")  # where openmm-torch is missing the pages run through PythonForce
 def test_python_runs(page, tmp_path, monkeypatch):
-    """The blocks of a page make one program; it runs, with two steps of dynamics where the page has many."""
+    """The blocks of a page make one program; it runs, with two steps of dynamics where the page has many; of marked blocks the imports do."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
-    source = "\n".join(b.text for b in BLOCKS if b.language == "python" and b.page == page)
-    exec(compile(re.sub(r"\.step\(\d+\)", ".step(2)", source), page, "exec"), {"__name__": "page"})
+    names = {"__name__": "page"}
+    for block in (b for b in BLOCKS if b.language == "python" and b.page == page):
+        tree = ast.parse(re.sub(r"\.step\(\d+\)", ".step(2)", block.text), f"{page}:{block.line}")
+        if block.marked:
+            tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        exec(compile(tree, f"{page}:{block.line}", "exec"), names)
 
 
 def test_every_page_is_in_the_navigation():
