@@ -10,7 +10,7 @@ OUTPUT ?= $(basename $(notdir $(INPUT)))-md
 BUILD ?= cpu
 ARGS ?=
 
-.PHONY: simulate test test-runtime lint wheel clean
+.PHONY: simulate test test-runtime lint docs wheel dist clean
 
 $(VENV)/simulate.stamp: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -25,7 +25,7 @@ $(VENV)/test.stamp: $(VENV)/simulate.stamp
 simulate: $(VENV)/simulate.stamp
 	$(BIN)/openmm-se3 simulate $(INPUT) --output $(OUTPUT) $(ARGS)
 
-test: $(VENV)/test.stamp lint
+test: $(VENV)/test.stamp lint docs
 	$(BIN)/python -m pytest tests
 
 lint: $(VENV)/test.stamp
@@ -42,6 +42,17 @@ $(VENV)-runtime/test.stamp: pyproject.toml
 
 test-runtime: $(VENV)-runtime/test.stamp
 	$(VENV)-runtime/bin/python -m pytest tests/openmm_se3 tests/test_wall.py tests/test_released_models.py
+
+# The documentation, warnings as errors, into build/site.
+$(VENV)/docs.stamp: $(VENV)/simulate.stamp
+	$(BIN)/python -m pip install --quiet -e '.[$(BUILD),docs]'
+	touch $@
+
+docs: $(VENV)/docs.stamp
+	$(BIN)/mkdocs build --strict --quiet
+
+dist: $(VENV)/test.stamp
+	$(BIN)/python -m build
 
 wheel: $(VENV)/test.stamp
 	$(BIN)/python -m build --wheel

@@ -1,7 +1,8 @@
-"""A built wheel holds the runtime package and the released models, and nothing of training."""
+"""What is distributed: the wheel, built from the sdist, holds the runtime package and the released models, and nothing of training."""
 
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -13,13 +14,29 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def contents(tmp_path_factory):
-    target = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "-w", str(target), str(ROOT)]
+def built(tmp_path_factory):
+    """Folder with the sdist and the wheel that was built from it, as users who install from the sdist build it."""
+    target = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--outdir", str(target), str(ROOT)]
     result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    (wheel,) = target.glob("*.whl")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return target
+
+
+@pytest.fixture(scope="module")
+def contents(built):
+    (wheel,) = built.glob("*.whl")
     return zipfile.ZipFile(wheel)
+
+
+def test_sdist_holds_the_models_and_what_builds_them_in(built):
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    expected = {f"torchscript_models/{name}.{suffix}" for name in available_models() for suffix in ("pt", "md", "json")}
+    assert expected | {"pyproject.toml", "README.md", "LICENSE", "torchscript_models/README.md"} <= names
+    # Half of a test suite would be no use: setuptools takes test_*.py and leaves out what they import.
+    assert not {name for name in names if name.split("/")[0] in ("tests", "training")}
 
 
 def test_models_are_inside(contents):
