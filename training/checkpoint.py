@@ -126,11 +126,16 @@ def initial_weights(name_or_path: str, config: AnyNetworkConfig) -> dict[str, to
         elements, state = loaded.config.network.elements, loaded.network.state_dict()
     else:
         try:
-            elements = tuple(load_model(name_or_path).metadata.elements)
+            metadata = load_model(name_or_path).metadata
+            elements = tuple(metadata.elements)
             extra = {NETWORK_FILE: b""}
             torch.jit.load(str(find_model(name_or_path)), map_location="cpu", _extra_files=extra)
         except ModelFileError as error:
             raise CheckpointError(f"initial_model: {error}") from None
+        if metadata.n_members > 1:
+            raise CheckpointError(
+                f"initial_model: {name_or_path} is a committee of {metadata.n_members} networks; give the checkpoint of one of them"
+            )
         if not extra[NETWORK_FILE]:
             raise CheckpointError(
                 f"initial_model: {name_or_path} does not carry the network it was exported from; export it again, or give its checkpoint"

@@ -83,7 +83,7 @@ class Morse(torch.nn.Module):
         return 0.5 * self.pairs(positions, atomic_numbers)[0].sum()
 
 
-def write_model(module: torch.nn.Module, path: Path, elements: tuple[str, ...] = ("H", "C", "N", "O")) -> Path:
+def write_model(module: torch.nn.Module, path: Path, elements: tuple[str, ...] = ("H", "C", "N", "O"), n_members: int = 1) -> Path:
     """Write a module as a file that `load_model` opens."""
     scripted = torch.jit.script(module.eval()).to(torch.float64)
     x, z = torch.tensor([[0.0, 0, 0], [0.11, 0.01, 0.0]], dtype=torch.float64), torch.tensor([8, 1])
@@ -107,6 +107,7 @@ def write_model(module: torch.nn.Module, path: Path, elements: tuple[str, ...] =
         torch_version=torch.__version__,
         golden=[GoldenStructure("pair", z.tolist(), x.tolist(), None, float(energy), forces.tolist())],
         metrics={},
+        n_members=n_members,
     )
     text = metadata_to_json(metadata)
     torch.jit.save(scripted, str(path), _extra_files={METADATA_FILE: text, CHECKSUM_FILE: text_sha256(text)})
