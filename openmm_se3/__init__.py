@@ -1,16 +1,28 @@
 """SE(3)-Transformer potentials for OpenMM.
 
-The public names are `SE3Potential`, `available_models`, `load_model`, `SE3Calculator`, `DomainGuard`, `keep_molecules_whole` and
-`make_whole`; see their docstrings. They are imported on first use, so that ``import openmm_se3`` costs nothing and never fails for want of torch.
+The public names are `SE3Potential`, `available_models`, `load_model`, `SE3Calculator`, `DomainGuard`, `CommitteeReporter`,
+`keep_molecules_whole` and `make_whole`; see their docstrings. They are imported on first use, so that ``import openmm_se3`` costs nothing
+and never fails for want of torch.
 """
 
 from typing import Any
 
 __version__ = "0.1.0"
 
-__all__ = ["DomainGuard", "SE3Calculator", "SE3Potential", "__version__", "available_models", "keep_molecules_whole", "load_model", "make_whole"]
+__all__ = [
+    "CommitteeReporter",
+    "DomainGuard",
+    "SE3Calculator",
+    "SE3Potential",
+    "__version__",
+    "available_models",
+    "keep_molecules_whole",
+    "load_model",
+    "make_whole",
+]
 
 _HOMES = {
+    "CommitteeReporter": "openmm_se3.committee",
     "DomainGuard": "openmm_se3.guard",
     "SE3Calculator": "openmm_se3.calculator",
     "SE3Potential": "openmm_se3.potential",

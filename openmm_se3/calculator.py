@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from ase import Atoms, units
-from ase.calculators.calculator import Calculator, all_changes
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+from ase.stress import full_3x3_to_voigt_6_stress
 from openmm import Vec3
 from openmm.app.internal.unitcell import reducePeriodicBoxVectors
 
@@ -37,7 +38,10 @@ def reduced_cell(atoms: Atoms) -> tuple[np.ndarray, np.ndarray]:
 
 
 class SE3Calculator(Calculator):
-    """ASE calculator of an exported model; energies in eV relative to isolated atoms, forces in eV/Angstrom.
+    """ASE calculator of an exported model; energies in eV relative to isolated atoms, forces in eV/Angstrom, stress in eV/Angstrom^3.
+
+    The stress, of periodic structures with conservative forces, is the derivative of the energy with respect to a homogeneous strain of
+    atoms and cell, over the volume: what ASE's cell filters and barostats relax. It comes from the same evaluation as the forces.
 
     Parameters
     ----------
@@ -56,7 +60,7 @@ class SE3Calculator(Calculator):
         As `SE3Potential`.
     """
 
-    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "forces"]
+    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "forces", "stress"]
 
     def __init__(
         self, model: str | Path = "se3-ani1x", forces: str = "conservative", device: str | None = None, precision: str = "double", **kwargs: Any
@@ -77,9 +81,15 @@ class SE3Calculator(Calculator):
         ------
         UnsupportedSystemError
             For unknown elements, non-finite positions, partial periodicity or a box that is too small.
+        PropertyNotImplementedError
+            If the stress is asked for without a periodic cell, or with direct forces.
         """
         super().calculate(atoms, properties, system_changes)
         atoms = self.atoms
+        if "stress" in properties and self._direct:
+            raise PropertyNotImplementedError("stress is a derivative of the energy, which direct forces are not; use forces='conservative'")
+        if "stress" in properties and not atoms.pbc.any():
+            raise PropertyNotImplementedError("stress needs a periodic cell; set atoms.cell and atoms.pbc = True")
         unknown = sorted(set(atoms.get_chemical_symbols()) - set(self.metadata.elements))
         if unknown:
             known = ", ".join(self.metadata.elements)
@@ -95,12 +105,22 @@ class SE3Calculator(Calculator):
             box = torch.tensor(vectors, dtype=torch.float64, device=self._device)
         positions = torch.tensor(atoms.positions @ rotation.T * (units.Ang / units.nm), dtype=torch.float64, device=self._device)
         numbers = torch.tensor(atoms.numbers, dtype=torch.int64, device=self._device)
+        derivatives: dict[str, np.ndarray] = {}
         if self._direct:
             energy, forces = self._model(positions, numbers, box)
+        elif box is None:
+            positions.requires_grad_(True)
+            energy = self._model.energy(positions, numbers, None)
+            forces = -torch.autograd.grad([energy], [positions])[0]
         else:
             positions.requires_grad_(True)
-            energy = self._model.energy(positions, numbers, box)
-            forces = -torch.autograd.grad([energy], [positions])[0]
+            strain = torch.zeros(3, 3, dtype=torch.float64, device=self._device, requires_grad=True)
+            deformation = torch.eye(3, dtype=torch.float64, device=self._device) + strain
+            energy = self._model.energy(positions @ deformation, numbers, box @ deformation)
+            gradient, virial = torch.autograd.grad([energy], [positions, strain])
+            forces = -gradient
+            stress = rotation.T @ virial.cpu().numpy() @ rotation * (_KJ_PER_MOL / atoms.get_volume())
+            derivatives["stress"] = full_3x3_to_voigt_6_stress(stress)
         value = float(energy.detach()) * _KJ_PER_MOL
         rotated = forces.detach().cpu().numpy() @ rotation * (_KJ_PER_MOL / units.nm)
-        self.results = {"energy": value, "free_energy": value, "forces": rotated}
+        self.results = {"energy": value, "free_energy": value, "forces": rotated, **derivatives}

@@ -33,6 +33,15 @@ def main(version: Annotated[bool, typer.Option("--version", callback=_version, i
     """SE(3)-Transformer potentials for OpenMM."""
 
 
+def _edges(text: str) -> tuple[float, ...]:
+    """Three edges from ``2.5`` or ``2.5,2.5,3``."""
+    try:
+        edges = tuple(float(x) for x in text.split(","))
+    except ValueError:
+        raise ValueError(f"--box must be one number or three with commas, in nm, got {text!r}") from None
+    return edges * 3 if len(edges) == 1 else edges
+
+
 @app.command()
 def simulate(
     structure: Annotated[Path | None, typer.Argument(help="Structure file: .pdb, .cif, .sdf or .xyz, with hydrogens.")] = None,
@@ -43,6 +52,10 @@ def simulate(
     ] = "direct",
     precision: Annotated[str, typer.Option(help="single or double.")] = "single",
     ensemble: Annotated[str, typer.Option(help="nvt (Langevin) or nve (Verlet).")] = "nvt",
+    pressure: Annotated[float | None, typer.Option(help="Bar; keeps it by a Monte Carlo barostat, in a periodic box.")] = None,
+    box: Annotated[
+        str | None, typer.Option(help="Edges of a periodic box in nm: one number, or three with commas; by default the structure's.")
+    ] = None,
     temperature: Annotated[float, typer.Option(help="Kelvin; 0 starts at rest.")] = 300.0,
     timestep: Annotated[float, typer.Option(help="Femtoseconds; with --forces mts of the inner steps.")] = 0.5,
     inner_steps: Annotated[int, typer.Option(help="With --forces mts, inner steps to each step.")] = 4,
@@ -74,6 +87,8 @@ def simulate(
                 forces=forces,
                 precision=precision,
                 ensemble=ensemble,
+                pressure_bar=pressure,
+                box_nm=None if box is None else _edges(box),
                 temperature=temperature,
                 timestep_fs=timestep,
                 inner_steps=inner_steps,

@@ -4,6 +4,11 @@ import numpy as np
 import openmm
 from openmm import app, unit
 
+from openmm_se3.atom_names import atom_names, listed
+
+#: No atom of a run diffuses so far; one that is there was thrown.
+FARTHEST_NM = 1e6
+
 
 class DomainError(openmm.OpenMMException):
     """Atoms are too close, or coordinates or forces are not finite; the message names the atoms."""
@@ -35,9 +40,8 @@ class DomainGuard:
         if reportInterval <= 0 or closest <= 0:
             raise ValueError(f"reportInterval and closest must be positive, got {reportInterval} and {closest}")
         self._interval, self._closest = reportInterval, closest
-        everything = list(topology.atoms())
-        self._atoms = np.arange(len(everything)) if atoms is None else np.array(atoms)
-        self._names = [f"{i} ({everything[i].element.symbol if everything[i].element is not None else everything[i].name})" for i in self._atoms]
+        self._atoms = np.arange(topology.getNumAtoms()) if atoms is None else np.array(atoms)
+        self._names = atom_names(topology, self._atoms)
         self._periodic = topology.getPeriodicBoxVectors() is not None
         self._last = ""
 
@@ -70,7 +74,10 @@ class DomainGuard:
         for values, what in ((x, "coordinates"), (forces, "forces")):
             bad = np.flatnonzero(~np.isfinite(values).all(1))
             if len(bad):
-                raise DomainError(f"step {step}: {self._list(bad)} have {what} that are not finite{self.last_good()}")
+                raise DomainError(f"step {step}: {listed([self._names[i] for i in bad])} have {what} that are not finite{self.last_good()}")
+        far = np.flatnonzero((np.abs(x) > FARTHEST_NM).any(1))
+        if len(far):
+            raise DomainError(f"step {step}: {listed([self._names[i] for i in far])} flew off, beyond {FARTHEST_NM:.0e} nm{self.last_good()}")
         pairs, distances = self._close_pairs(x, state)
         if len(pairs):
             i, j = pairs[np.argmin(distances)]
@@ -84,10 +91,6 @@ class DomainGuard:
     def last_good(self) -> str:
         """What the last State that passed looked like, in parentheses, for an error message; empty before the first."""
         return f" ({self._last})" if self._last else ""
-
-    def _list(self, indices: np.ndarray) -> str:
-        names = ", ".join(self._names[i] for i in indices[:5])
-        return f"atoms {names}" + (f" and {len(indices) - 5} more" if len(indices) > 5 else "")
 
     def _close_pairs(self, x: np.ndarray, state: openmm.State) -> tuple[np.ndarray, np.ndarray]:
         """Pairs of indices ``(n, 2)`` closer than allowed, and their distances (nm), over periodic images too."""

@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,8 @@ class ModelMetadata:
         Reference values, recomputed whenever the file is opened.
     metrics : dict
         Errors on held-out data, with units in the keys.
+    n_members : int
+        Networks whose mean the model is; a committee, of two or more, has the method ``deviations`` too.
     """
 
     format_version: int
@@ -105,6 +107,7 @@ class ModelMetadata:
     torch_version: str
     golden: list[GoldenStructure]
     metrics: dict[str, Any]
+    n_members: int = 1
 
 
 def metadata_to_json(metadata: ModelMetadata) -> str:
@@ -138,7 +141,8 @@ def _parse_metadata(text: str, path: Path) -> ModelMetadata:
             f"{path}: model format {version!r}, but this version of openmm-se3 reads {FORMAT_VERSION}; update the package or export again"
         )
     names = {f.name for f in fields(ModelMetadata)}
-    missing, unknown = sorted(names - set(raw)), sorted(set(raw) - names)
+    required = {f.name for f in fields(ModelMetadata) if f.default is MISSING}
+    missing, unknown = sorted(required - set(raw)), sorted(set(raw) - names)
     if missing or unknown:
         raise ModelFileError(f"{path}: metadata lack {missing} and hold unknown {unknown}; export the model again")
     raw["golden"] = [GoldenStructure(**g) for g in raw["golden"]]
@@ -249,7 +253,8 @@ def load_model(name_or_path: str | Path) -> torch.jit.ScriptModule:
     ScriptModule
         On the CPU, float32 weights, evaluation mode. Call it as ``module(positions, atomic_numbers, box_vectors)`` with
         positions ``(n_atoms, 3)`` in nm to get the energy () in kJ/mol and direct forces ``(n_atoms, 3)`` in kJ/mol/nm;
-        ``module.energy(...)`` gives the energy alone, differentiable. Its ``.metadata`` is a `ModelMetadata`.
+        ``module.energy(...)`` gives the energy alone, differentiable. Its ``.metadata`` is a `ModelMetadata`. A committee
+        (``metadata.n_members > 1``) also has ``module.deviations(...)``, ``(n_atoms,)`` in kJ/mol/nm.
 
     Raises
     ------
@@ -278,3 +283,10 @@ def load_model(name_or_path: str | Path) -> torch.jit.ScriptModule:
 def read_metadata(name_or_path: str | Path) -> ModelMetadata:
     """Metadata of a model, with its checksums checked; parameters and errors as `load_model`."""
     return _open(find_model(name_or_path))[1]
+
+
+def read_attachment(name_or_path: str | Path, name: str) -> bytes:
+    """Bytes of a further file that rides in a model file; empty if there is none of that name. Errors as `find_model`."""
+    extra = {name: b""}
+    torch.jit.load(str(find_model(name_or_path)), map_location="cpu", _extra_files=extra)
+    return extra[name]

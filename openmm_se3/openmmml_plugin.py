@@ -6,6 +6,7 @@ a broken torch must not break openmm-ml for users of other potentials.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -107,15 +108,44 @@ class SE3PotentialImpl(MLPotentialImpl):
         openmm-ml would put the model's forces into its CustomCVForce: one force group for all of them, an inner Context for each
         step, and copies by serialisation, which crash the process where openmm-torch was built for another OpenMM (8.5 and 8.6
         differ). A global parameter of the same name in the forces themselves gives the same energies and forces.
+
+        Bonds between `atoms` and others are capped by hydrogens on virtual sites, which the model describes too and which are appended
+        to the System; ``returnInfo=True`` returns their topology.
+
+        Raises
+        ------
+        UnsupportedSystemError
+            If `atoms` holds virtual sites, which have no element.
         """
         from openmmml.embeddings.mechanicalembedding import MechanicalEmbedding
 
+        sites = [a.index for a in topology.atoms() if a.element is None]
+        if set(sites) & set(atoms):
+            from openmm_se3.errors import UnsupportedSystemError
+
+            raise UnsupportedSystemError(f"atoms {sorted(set(sites) & set(atoms))[:5]} have no element (virtual sites); leave them out of atoms")
         self._interpolated = [] if interpolate else None
         try:
-            made = MechanicalEmbedding().createMixedSystem(self, topology, system, atoms, forceGroup, interpolate, returnInfo=returnInfo, **args)
+            complete = _with_elements(topology) if sites else topology
+            made = MechanicalEmbedding().createMixedSystem(self, complete, system, atoms, forceGroup, interpolate, returnInfo=returnInfo, **args)
             mixed = made["system"] if isinstance(made, dict) else made
             for force in self._interpolated or []:
                 mixed.addForce(force)
+            if isinstance(made, dict):
+                everything = list(made["topology"].atoms())
+                for site in sites:
+                    everything[made["oldToNew"][site]].element = None
         finally:
             self._interpolated = None
         return made
+
+
+def _with_elements(topology: openmm.app.Topology) -> openmm.app.Topology:
+    """A copy whose virtual sites, such as those of TIP4P water, pass for hydrogen: openmm-ml 1.8 asks every atom for its atomic number."""
+    from openmm import app
+
+    copied = copy.deepcopy(topology)
+    for atom in copied.atoms():
+        if atom.element is None:
+            atom.element = app.element.hydrogen
+    return copied

@@ -4,7 +4,7 @@ import csv
 import json
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,8 +13,11 @@ import openmm
 from openmm import app, unit
 from openmm.mtsintegrator import MTSIntegrator, MTSLangevinIntegrator
 
+from openmm_se3.errors import UnsupportedSystemError
+from openmm_se3.force import check_box
 from openmm_se3.guard import DomainError, DomainGuard
-from openmm_se3.model_file import find_model
+from openmm_se3.model_file import ModelMetadata, find_model
+from openmm_se3.molecules import keep_molecules_whole, make_whole
 from openmm_se3.potential import SE3Potential
 from openmm_se3.structures import check_coordinates, read_structure
 
@@ -27,7 +30,9 @@ LOG_FILE = "log.csv"
 PLOT_FILE = "energy_temperature.png"
 FINAL_FILE = "final.pdb"
 FORCE_TOLERANCE = 0.01  # eV/Angstrom, on each atom
+BAROSTAT_INTERVAL = 25  # steps between trial changes of the volume
 _CSV_HEADER = ("step", "time_ps", "potential_kj_per_mol", "kinetic_kj_per_mol", "total_kj_per_mol", "temperature_k")
+_CSV_PERIODIC = ("volume_nm3", "density_g_per_ml")
 
 
 class SimulationError(RuntimeError):
@@ -50,6 +55,11 @@ class SimulationSettings:
         ``single`` or ``double``.
     ensemble : str
         ``nvt`` (Langevin) or ``nve`` (Verlet); with ``forces="mts"`` their forms with multiple time steps (BAOAB-RESPA, rRESPA).
+    pressure_bar : float or None
+        With ``nvt`` and a periodic box, keeps this pressure (bar) by a Monte Carlo barostat that scales the box in all directions alike and
+        moves molecules, as the bonds of the structure tell them, as a whole; None keeps the volume.
+    box_nm : sequence of three floats or None
+        Edges of an orthorhombic periodic box, nm; None takes what the structure file says.
     temperature : float
         Kelvin; also of the initial velocities. 0 starts at rest.
     timestep_fs : float
@@ -76,6 +86,8 @@ class SimulationSettings:
     forces: str = "direct"
     precision: str = "single"
     ensemble: str = "nvt"
+    pressure_bar: float | None = None
+    box_nm: Sequence[float] | None = None
     temperature: float = 300.0
     timestep_fs: float = 0.5
     inner_steps: int = 4
@@ -94,6 +106,11 @@ class SimulationSettings:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.temperature < 0 or self.friction_per_ps < 0:
             raise ValueError(f"temperature and friction_per_ps must not be negative, got {self.temperature} and {self.friction_per_ps}")
+
+        if self.pressure_bar is not None and (self.ensemble != "nvt" or self.temperature == 0):
+            raise ValueError(f"a pressure needs a thermostat: ensemble nvt and a temperature above 0, got {self.ensemble} and {self.temperature:g} K")
+        if self.box_nm is not None and (len(self.box_nm) != 3 or not min(self.box_nm) > 0):
+            raise ValueError(f"box_nm must be three positive edges in nm, got {self.box_nm}")
 
     @property
     def step_fs(self) -> float:
@@ -172,6 +189,24 @@ def _integrator(settings: SimulationSettings) -> openmm.Integrator:
     return integrator
 
 
+def _add_barostat(system: openmm.System, topology: app.Topology, settings: SimulationSettings) -> None:
+    if topology.getPeriodicBoxVectors() is None:
+        raise UnsupportedSystemError(f"{settings.structure} has no periodic box, so there is no pressure to keep; give one with --box")
+    keep_molecules_whole(topology, system)
+    barostat = openmm.MonteCarloBarostat(settings.pressure_bar * unit.bar, settings.temperature * unit.kelvin, BAROSTAT_INTERVAL)
+    barostat.setRandomNumberSeed(settings.seed)
+    system.addForce(barostat)
+
+
+def _too_small(context: openmm.Context, metadata: ModelMetadata) -> str | None:
+    """What to say of a box that the barostat has made too small for the model, or None."""
+    try:
+        check_box(context.getState().getPeriodicBoxVectors(), metadata)
+    except UnsupportedSystemError as error:
+        return str(error)
+    return None
+
+
 def _degrees_of_freedom(system: openmm.System) -> int:
     moving = sum(system.getParticleMass(i) > 0 * unit.dalton for i in range(system.getNumParticles()))
     removed = any(isinstance(f, openmm.CMMotionRemover) for f in system.getForces())
@@ -195,6 +230,10 @@ class _Outputs:
         self.temperature = 0.0
         self.potential = 0.0
         self.guard = DomainGuard(simulation.topology, settings.report_every)
+        self.periodic = simulation.system.usesPeriodicBoundaryConditions()
+        self.header = _CSV_HEADER + (_CSV_PERIODIC if self.periodic else ())
+        masses = (simulation.system.getParticleMass(i) for i in range(simulation.system.getNumParticles()))
+        self.mass = sum(m.value_in_unit(unit.dalton) for m in masses)
 
     def open(self, frames: int) -> None:
         """Start the files, or cut them back to `frames` frames after a kill."""
@@ -203,9 +242,9 @@ class _Outputs:
         if frames:
             truncate_dcd(trajectory, frames)
             with open(log, newline="") as file:
-                lines = [line for line in list(csv.reader(file))[: frames + 1] if len(line) == len(_CSV_HEADER)]
+                lines = [line for line in list(csv.reader(file))[: frames + 1] if len(line) == len(self.header)]
         else:
-            lines = [list(_CSV_HEADER)]
+            lines = [list(self.header)]
         with open(log, "w", newline="") as file:
             csv.writer(file).writerows(lines)
         self._file = open(trajectory, "r+b" if frames else "wb")  # noqa: SIM115 - lives as long as the run
@@ -221,15 +260,23 @@ class _Outputs:
         kinetic = state.getKineticEnergy().value_in_unit(unit.kilojoule_per_mole)
         gas = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
         self.temperature, self.potential = 2 * kinetic / (self.dof * gas), potential
-        box = state.getPeriodicBoxVectors() if self.simulation.system.usesPeriodicBoundaryConditions() else None
+        box = state.getPeriodicBoxVectors() if self.periodic else None
         self._dcd.writeModel(state.getPositions(), periodicBoxVectors=box)
         self._file.flush()
         self.time = state.getTime().value_in_unit(unit.picosecond)
-        values = (self.time, potential, kinetic, potential + kinetic, self.temperature)
+        values = [self.time, potential, kinetic, potential + kinetic, self.temperature]
+        if self.periodic:
+            volume = state.getPeriodicBoxVolume()
+            density = self.mass * unit.dalton / volume
+            values += [volume.value_in_unit(unit.nanometer**3), density.value_in_unit(unit.gram / unit.item / unit.milliliter)]
         with open(self.directory / LOG_FILE, "a", newline="") as file:
             csv.writer(file).writerow([self.simulation.currentStep, *(f"{v:.8g}" for v in values)])
         _replace(self.directory / STATE_FILE, lambda p: p.write_text(openmm.XmlSerializer.serialize(state)))
         _replace(self.directory / CHECKPOINT_FILE, lambda p: p.write_bytes(context.createCheckpoint()))
+
+    def last(self) -> str:
+        """When the last state was written."""
+        return f"at {self.time:g} ps" if (self.directory / STATE_FILE).exists() else "none yet"
 
     def close(self) -> None:
         """Close the trajectory."""
@@ -302,11 +349,14 @@ def simulate(
         raise ValueError("a new run needs settings")
 
     # A resumed run reads its own copy of the structure, so that the original may be moved or edited meanwhile.
-    topology, positions = read_structure(Path(settings.structure) if not resume else output / "topology.pdb")
+    topology, positions = read_structure(output / "topology.pdb") if resume else read_structure(Path(settings.structure), settings.box_nm)
     symbols = [a.element.symbol if a.element is not None else "?" for a in topology.atoms()]
     check_coordinates(positions, symbols)
     potential = SE3Potential(settings.model, forces=settings.forces, precision=settings.precision)
     system = potential.createSystem(topology, removeCMMotion=settings.ensemble == "nvt")
+    if settings.pressure_bar is not None:
+        _add_barostat(system, topology, settings)
+        positions = make_whole(topology, positions)
     simulation = app.Simulation(topology, system, _integrator(settings), choose_platform(settings.platform))
     outputs = _Outputs(output, settings, simulation)
 
@@ -332,6 +382,12 @@ def simulate(
             if progress is not None:
                 progress(simulation.currentStep, settings.steps, outputs.time, outputs.temperature, outputs.potential)
     except openmm.OpenMMException as error:
+        small = _too_small(simulation.context, potential.metadata) if settings.pressure_bar is not None else None
+        if small is not None:
+            raise SimulationError(
+                f"near step {simulation.currentStep} at {settings.pressure_bar:g} bar the barostat tried a box too small for the model: {small} "
+                f"The last good state, {outputs.last()}, is in {output / STATE_FILE} and {CHECKPOINT_FILE}."
+            ) from error
         reason = str(error).strip().split("\n")[-1]
         if not isinstance(error, DomainError):  # which says so itself
             reason += outputs.guard.last_good()
@@ -344,6 +400,8 @@ def simulate(
         if (output / LOG_FILE).exists():
             plot_log(output / LOG_FILE, output / PLOT_FILE)
     state = simulation.context.getState(getPositions=True)
+    if outputs.periodic:
+        topology.setPeriodicBoxVectors(state.getPeriodicBoxVectors())
     with open(output / FINAL_FILE, "w") as file:
         app.PDBFile.writeFile(topology, state.getPositions(), file, keepIds=True)
     return output
@@ -367,7 +425,8 @@ def read_log(path: Path) -> dict[str, np.ndarray]:
     """Columns of a log as arrays."""
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
-    return {name: np.array([float(r[name]) for r in rows]) for name in _CSV_HEADER}
+    names = list(rows[0]) if rows else _CSV_HEADER
+    return {name: np.array([float(r[name]) for r in rows]) for name in names}
 
 
 def temperature_deviation(output: Path) -> float | None:
@@ -386,7 +445,7 @@ def temperature_deviation(output: Path) -> float | None:
 
 
 def plot_log(log: Path, picture: Path) -> None:
-    """Draw energies and temperature over time."""
+    """Draw energies and temperature over time; the density too, where it changes."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -395,7 +454,9 @@ def plot_log(log: Path, picture: Path) -> None:
     columns = read_log(log)
     if not len(columns["step"]):
         return
-    figure, axes = pyplot.subplots(3, 1, figsize=(8, 7), sharex=True, constrained_layout=True)
+    density = columns.get("density_g_per_ml")
+    changes = density is not None and np.ptp(density) > 0
+    figure, axes = pyplot.subplots(3 + changes, 1, figsize=(8, 9 if changes else 7), sharex=True, constrained_layout=True)
     time = columns["time_ps"]
     axes[0].plot(time, columns["potential_kj_per_mol"], lw=0.8, color="tab:blue")
     axes[0].set_ylabel("potential energy\n(kJ/mol)")
@@ -405,7 +466,11 @@ def plot_log(log: Path, picture: Path) -> None:
     mean = columns["temperature_k"].mean()
     axes[2].axhline(mean, color="black", lw=0.8, ls="--", label=f"mean {mean:.1f} K")
     axes[2].legend(loc="upper right")
-    axes[2].set(ylabel="temperature\n(K)", xlabel="time (ps)")
+    axes[2].set_ylabel("temperature\n(K)")
+    if changes:
+        axes[3].plot(time, density, lw=0.8, color="tab:green")
+        axes[3].set_ylabel("density\n(g/mL)")
+    axes[-1].set_xlabel("time (ps)")
     for axis in axes:
         axis.ticklabel_format(axis="y", useOffset=False)
         axis.grid(alpha=0.3)

@@ -1,5 +1,6 @@
 """Read structure files into an OpenMM topology and positions."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +12,20 @@ from openmm_se3.errors import UnsupportedSystemError
 SUFFIXES = (".pdb", ".cif", ".sdf", ".xyz")
 
 
-def read_structure(path: Path) -> tuple[app.Topology, np.ndarray]:
+def read_structure(path: Path, box_nm: Sequence[float] | None = None) -> tuple[app.Topology, np.ndarray]:
     """Read PDB, mmCIF, SDF or (extended) xyz.
 
     Parameters
     ----------
     path : Path
         The file; its suffix tells the format.
+    box_nm : sequence of float, optional
+        Edges of an orthorhombic periodic box (nm), in place of what the file says.
 
     Returns
     -------
     tuple
-        Topology, with box vectors if the file has them, and positions ``(n_atoms, 3)`` in nm.
+        Topology, with box vectors if the file has them or `box_nm` is given, and positions ``(n_atoms, 3)`` in nm.
 
     Raises
     ------
@@ -40,20 +43,25 @@ def read_structure(path: Path) -> tuple[app.Topology, np.ndarray]:
                 file = app.PDBFile(text) if suffix == ".pdb" else app.PDBxFile(text)
             topology, positions = file.topology, np.array(file.getPositions(asNumpy=True).value_in_unit(unit.nanometer))
         else:
-            topology, positions = _read_with_ase(path)
+            topology, positions = _read_with_ase(path, box_nm)
     except Exception as error:  # the parsers raise whatever they met
         raise UnsupportedSystemError(f"{path}: cannot be read as {suffix[1:]} ({type(error).__name__}: {error})") from error
     if topology.getNumAtoms() == 0:
         raise UnsupportedSystemError(f"{path}: holds no atoms")
+    if box_nm is not None:
+        topology.setPeriodicBoxVectors(np.diag(box_nm) * unit.nanometer)
     return topology, positions
 
 
-def _read_with_ase(path: Path) -> tuple[app.Topology, np.ndarray]:
+def _read_with_ase(path: Path, box_nm: Sequence[float] | None) -> tuple[app.Topology, np.ndarray]:
     from ase import units
     from ase.io import read
     from ase.neighborlist import natural_cutoffs, neighbor_list
 
     atoms = read(path, index=0)
+    if box_nm is not None:  # before bonds are looked for, which may cross the faces
+        atoms.set_cell(np.array(box_nm) * (units.nm / units.Ang))
+        atoms.pbc = True
     topology = app.Topology()
     residue = topology.addResidue("MOL", topology.addChain())
     made = [topology.addAtom(f"{s}{i + 1}", app.Element.getBySymbol(s), residue) for i, s in enumerate(atoms.get_chemical_symbols())]
@@ -67,7 +75,7 @@ def _read_with_ase(path: Path) -> tuple[app.Topology, np.ndarray]:
         lower, rotation = atoms.cell.standard_form()
         positions = positions @ np.asarray(rotation).T
         vectors = [Vec3(*row) for row in np.asarray(lower) * (units.Ang / units.nm)]
-        topology.setPeriodicBoxVectors(reducePeriodicBoxVectors(vectors) * unit.nanometer)
+        topology.setPeriodicBoxVectors(reducePeriodicBoxVectors(vectors))
     elif atoms.pbc.any():
         raise ValueError(f"pbc is {atoms.pbc.tolist()}; all directions must be periodic, or none")
     return topology, positions * (units.Ang / units.nm)

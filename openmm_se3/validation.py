@@ -128,6 +128,8 @@ def validate_model(name_or_path: str | Path, with_openmm: bool = True) -> list[C
         _check_form(model, x, z, add)
         _check_symmetries(model, x64, z, EQUIVARIANCE_LIMIT[dtype], add)
         _check_physics(model, x, z, b, AGREEMENT_LIMIT[dtype], add)
+        if metadata.n_members > 1:
+            _check_deviations(model, x64, z, EQUIVARIANCE_LIMIT[dtype], add)
         if with_openmm:
             names = [openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())]
             for platform in (p for p in ("Reference", "CPU", "CUDA") if p in names):
@@ -208,3 +210,25 @@ def _check_physics(model: torch.jit.ScriptModule, x: Tensor, z: Tensor, box: Ten
     add("atoms moved by lattice vectors: energy, kJ/mol", abs(float(moved_energy - periodic_energy)), tolerance)
     add("atoms moved by lattice vectors: forces, kJ/mol/nm", float((moved_forces - periodic_forces).abs().max()), 1e3 * tolerance)
     add("in a large box as without: energy, kJ/mol", abs(float(periodic_energy - energy)), limit)
+
+
+def _check_deviations(model: torch.jit.ScriptModule, x: Tensor, z: Tensor, limit: float, add: _Add) -> None:
+    """A committee's deviations: form, invariance, the same atoms in another order."""
+    deviations = model.deviations(x, z)
+    form = deviations.dtype == x.dtype and deviations.shape == z.shape and bool((deviations >= 0).all()) and float(deviations.max()) > 0
+    add("deviations have the wrong dtype or shape, or are all zero", 0.0 if form else 1.0, 0.0)
+    # The members' forces are rounded, not their difference, which may be far smaller.
+    scale = model(x, z)[1].norm() / deviations.norm().clamp_min(1e-30)
+    rng = np.random.default_rng(13)
+    rotation = _random_rotation(rng, True).to(x.dtype)
+    add(
+        "deviations under rotation and reflection, relative",
+        _relative(model.deviations(x @ rotation.T, z) - deviations, deviations),
+        limit * float(1 + scale),
+    )
+    order = torch.tensor(rng.permutation(len(z)))
+    add(
+        "deviations under permutation, relative",
+        _relative(model.deviations(x[order], z[order]) - deviations[order], deviations),
+        limit * float(1 + scale),
+    )

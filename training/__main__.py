@@ -215,7 +215,7 @@ def _evaluate_folder(model: str, folder: Path, output: Path | None, conservative
 
 @app.command("export")
 def export_command(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of fit.")],
+    checkpoints: Annotated[list[Path], typer.Argument(help="Checkpoint of fit; several make a committee, one model that knows its uncertainty.")],
     output: Annotated[Path, typer.Argument(help="File to write; its stem is the model's name.")],
     level_of_theory: Annotated[str | None, typer.Option(help="Origin of the labels; by default what the data say.")] = None,
     licence: Annotated[str, typer.Option(help="Licence of the weights.")] = "unspecified",
@@ -232,7 +232,7 @@ def export_command(
             if not path:
                 raise ValueError(f"--metrics must be NAME=PATH, got {item}")
             carried[name] = json.loads(Path(path).read_text())
-        checks = export(checkpoint, output, level_of_theory, licence, metrics=carried, overwrite=overwrite)
+        checks = export(checkpoints, output, level_of_theory, licence, metrics=carried, overwrite=overwrite)
     except (*_EXPECTED, ExportError, OSError) as error:
         raise _fail(error) from None
     console.print(f"wrote {output}: {len(checks)} checks passed", highlight=False)

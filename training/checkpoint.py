@@ -11,7 +11,7 @@ from ase.data import atomic_numbers as NUMBER_OF_SYMBOL
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from openmm_se3.errors import ModelFileError
-from openmm_se3.model_file import find_model, load_model
+from openmm_se3.model_file import load_model, read_attachment
 from training.config import ConfigError, FitConfig, parse_config
 from training.data.frames import DataError
 from training.network import AnyNetwork, AnyNetworkConfig, build_network
@@ -126,16 +126,20 @@ def initial_weights(name_or_path: str, config: AnyNetworkConfig) -> dict[str, to
         elements, state = loaded.config.network.elements, loaded.network.state_dict()
     else:
         try:
-            elements = tuple(load_model(name_or_path).metadata.elements)
-            extra = {NETWORK_FILE: b""}
-            torch.jit.load(str(find_model(name_or_path)), map_location="cpu", _extra_files=extra)
+            metadata = load_model(name_or_path).metadata
+            elements = tuple(metadata.elements)
+            network = read_attachment(name_or_path, NETWORK_FILE)
         except ModelFileError as error:
             raise CheckpointError(f"initial_model: {error}") from None
-        if not extra[NETWORK_FILE]:
+        if metadata.n_members > 1:
+            raise CheckpointError(
+                f"initial_model: {name_or_path} is a committee of {metadata.n_members} networks; give the checkpoint of one of them"
+            )
+        if not network:
             raise CheckpointError(
                 f"initial_model: {name_or_path} does not carry the network it was exported from; export it again, or give its checkpoint"
             )
-        state = torch.load(io.BytesIO(extra[NETWORK_FILE]), map_location="cpu", weights_only=True)
+        state = torch.load(io.BytesIO(network), map_location="cpu", weights_only=True)
     if elements != config.elements:
         raise ConfigError(f"initial_model: {name_or_path} knows the elements {elements}, the configuration has {config.elements}; make them equal")
     expected = build_network(config, tuple(NUMBER_OF_SYMBOL[s] for s in config.elements)).state_dict()

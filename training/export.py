@@ -1,8 +1,9 @@
-"""`export`: a checkpoint in, one TorchScript file that keeps the contract out."""
+"""`export`: a checkpoint, or those of a committee, in; one TorchScript file that keeps the contract out."""
 
 import io
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from openmm_se3.model_file import (
     weights_sha256,
 )
 from openmm_se3.validation import Check, validate_model
-from training.checkpoint import NETWORK_FILE, load_checkpoint
+from training.checkpoint import NETWORK_FILE, LoadedCheckpoint, load_checkpoint
+from training.committee import ExportedCommittee
 from training.exported import ExportedModel
 from training.network import ReferenceConfig
 from training.units import ANGSTROM_PER_NM, KJ_PER_MOL_PER_EV
@@ -71,8 +73,42 @@ def _code_version() -> str:
     return f"openmm-se3 {openmm_se3.__version__}, commit {found}"
 
 
+def _read(checkpoint: Path) -> LoadedCheckpoint:
+    loaded = load_checkpoint(checkpoint)
+    if isinstance(loaded.config.network, ReferenceConfig) and loaded.config.network.parity == "all":
+        raise ExportError(
+            f"{checkpoint}: with network.parity 'all' energies of mirror images differ, and an exported model promises that they are equal "
+            "(equivariance under reflection); train with 'natural' to export. 'evaluate' reads the checkpoint itself"
+        )
+    return loaded
+
+
+def _read_committee(checkpoints: Sequence[Path]) -> list[LoadedCheckpoint]:
+    """Members that can share their neighbours and whose mean has a meaning."""
+    members = [_read(c) for c in checkpoints]
+    first = members[0]
+    seen: dict[str, Path] = {}
+    for path, member in zip(checkpoints, members, strict=True):
+        for what, mine, other in (
+            ("elements", member.config.network.elements, first.config.network.elements),
+            ("cutoff (Angstrom)", member.config.network.cutoff, first.config.network.cutoff),
+            ("level of theory", member.data["level_of_theory"], first.data["level_of_theory"]),
+        ):
+            if mine != other:
+                raise ExportError(f"the members of a committee must agree in {what}: {checkpoints[0]} has {other}, {path} has {mine}")
+        digest = weights_sha256(member.network.state_dict())
+        if digest in seen:
+            raise ExportError(f"{seen[digest]} and {path} hold the same weights; a committee needs different training runs")
+        seen[digest] = path
+    return members
+
+
+def _training_data(loaded: LoadedCheckpoint) -> dict[str, Any]:
+    return {k: loaded.data[k] for k in ("sources", "sha256", "split_seed", "split_fractions", "self_energies_origin")} | {"steps": loaded.step}
+
+
 def export(
-    checkpoint: Path,
+    checkpoints: Path | Sequence[Path],
     output: Path,
     level_of_theory: str | None = None,
     licence: str = "unspecified",
@@ -84,8 +120,9 @@ def export(
 
     Parameters
     ----------
-    checkpoint : Path
-        Of `fit`; its averaged weights are exported.
+    checkpoints : Path or sequence of Path
+        Of `fit`; the averaged weights are exported. Several make a committee: one model, the mean of all, that can also tell how
+        much their forces deviate.
     output : Path
         File to write; its stem is the model's name.
     level_of_theory : str, optional
@@ -107,19 +144,17 @@ def export(
     FileExistsError
         If `output` exists and `overwrite` is False.
     ExportError
-        If the network has no mirror symmetry, the scripted module differs from the eager one, or a check fails; `output` is then not
-        written.
+        If the network has no mirror symmetry, the members of a committee do not belong together, the scripted module differs from the
+        eager one, or a check fails; `output` is then not written.
     """
     if output.exists() and not overwrite:
         raise FileExistsError(f"{output} exists already; choose another name, or allow overwriting with --overwrite")
-    loaded = load_checkpoint(checkpoint)
-    if isinstance(loaded.config.network, ReferenceConfig) and loaded.config.network.parity == "all":
-        raise ExportError(
-            f"{checkpoint}: with network.parity 'all' energies of mirror images differ, and an exported model promises that they are equal "
-            "(equivariance under reflection); train with 'natural' to export. 'evaluate' reads the checkpoint itself"
-        )
-    elements = loaded.config.network.elements
-    model = ExportedModel(loaded.network, tuple(NUMBER_OF_SYMBOL[s] for s in elements)).eval()
+    members = _read_committee([checkpoints] if isinstance(checkpoints, Path) else checkpoints)
+    config = members[0].config.network
+    elements = config.elements
+    atomic_numbers = tuple(NUMBER_OF_SYMBOL[s] for s in elements)
+    networks = [m.network for m in members]
+    model = (ExportedModel(networks[0], atomic_numbers) if len(members) == 1 else ExportedCommittee(networks, atomic_numbers)).eval()
     scripted = torch.jit.script(model)
     model.to(torch.float64)
     scripted.to(torch.float64)
@@ -132,33 +167,38 @@ def export(
         if not difference <= PARITY_LIMIT:
             raise ExportError(f"scripted and eager module differ by {difference:.2e} on {g.name}, more than {PARITY_LIMIT:.0e}")
     scripted.to(torch.float32)
-    data = loaded.data
     metadata = ModelMetadata(
         format_version=FORMAT_VERSION,
         name=output.stem,
         elements=list(elements),
-        cutoff_nm=loaded.config.network.cutoff / ANGSTROM_PER_NM,
-        n_layers=loaded.config.network.num_layers,
-        n_parameters=sum(p.numel() for p in loaded.network.parameters()),
+        cutoff_nm=config.cutoff / ANGSTROM_PER_NM,
+        n_layers=max(m.config.network.num_layers for m in members),
+        n_parameters=sum(p.numel() for network in networks for p in network.parameters()),
         units={"positions": "nm", "energy": "kJ/mol", "forces": "kJ/mol/nm"},
-        self_energies={s: e * KJ_PER_MOL_PER_EV for s, e in data["self_energies"].items()},
-        level_of_theory=level_of_theory or data["level_of_theory"] or "unspecified",
+        # Total energies are the model's plus these, so those of the mean are the mean of the members'.
+        self_energies={
+            s: sum(m.data["self_energies"][s] for m in members) / len(members) * KJ_PER_MOL_PER_EV for s in members[0].data["self_energies"]
+        },
+        level_of_theory=level_of_theory or members[0].data["level_of_theory"] or "unspecified",
         weights_sha256=weights_sha256(scripted.state_dict()),
-        training_data={k: data[k] for k in ("sources", "sha256", "split_seed", "split_fractions", "self_energies_origin")} | {"steps": loaded.step},
+        training_data=_training_data(members[0]) if len(members) == 1 else {"members": [_training_data(m) for m in members]},
         licence=licence,
         citation=citation,
         code_version=_code_version(),
         torch_version=torch.__version__,
         golden=golden,
         metrics=metrics or {},
+        n_members=len(members),
     )
     text = metadata_to_json(metadata)
-    network = io.BytesIO()
-    torch.save(loaded.network.state_dict(), network)
+    extra: dict[str, str | bytes] = {METADATA_FILE: text, CHECKSUM_FILE: text_sha256(text)}
+    if len(members) == 1:
+        network = io.BytesIO()
+        torch.save(networks[0].state_dict(), network)
+        extra[NETWORK_FILE] = network.getvalue()
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name("partial-" + output.name)
     try:
-        extra = {METADATA_FILE: text, CHECKSUM_FILE: text_sha256(text), NETWORK_FILE: network.getvalue()}
         torch.jit.save(scripted, str(partial), _extra_files=extra)
         checks = validate_model(partial)
         failed = [f"{c.name}: {c.value:.2e} exceeds {c.limit:.0e}" for c in checks if not c.passed]

@@ -1,5 +1,7 @@
 """The module that is exported: neighbours, units and the network behind the contract of `torchscript_models/README.md`."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
@@ -9,14 +11,17 @@ from training.network import AnyNetwork, SE3Transformer
 from training.network.rigid import remove_net_force_and_torque
 from training.units import ANGSTROM_PER_NM, KJ_PER_MOL_PER_EV
 
+if TYPE_CHECKING:
+    from training.committee import CommitteeNetwork
+
 
 class ExportedModel(nn.Module):
     """Format 1 of the contract: positions in nm in, energy in kJ/mol and forces in kJ/mol/nm out.
 
     Parameters
     ----------
-    network : SE3Transformer or ReferenceTransformer
-        Trained network, in evaluation mode.
+    network : SE3Transformer, ReferenceTransformer or CommitteeNetwork
+        Trained, in evaluation mode.
     atomic_numbers : sequence of int
         Elements in the order of the species index.
     """
@@ -24,7 +29,7 @@ class ExportedModel(nn.Module):
     species_of_number: Tensor
     poison_of_number: Tensor
 
-    def __init__(self, network: AnyNetwork, atomic_numbers: tuple[int, ...]) -> None:
+    def __init__(self, network: "AnyNetwork | CommitteeNetwork", atomic_numbers: tuple[int, ...]) -> None:
         super().__init__()
         self.network = FusedTransformer(network) if isinstance(network, SE3Transformer) else network
         self.cutoff_nm = network.cutoff / ANGSTROM_PER_NM
@@ -54,7 +59,7 @@ class ExportedModel(nn.Module):
         if box is not None:
             displacement = minimum_image(displacement, box)
         # The network takes distances in the precision of the positions, but not below its own.
-        if self.network.energy_shift.dtype == torch.float64:
+        if self.poison_of_number.dtype == torch.float64:
             displacement = displacement.to(torch.float64)
         displacement = displacement * self.angstrom_per_nm
         energy, forces = self.network(species, displacement, neighbors, mask)

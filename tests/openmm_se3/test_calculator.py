@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 from ase import Atoms, units
 from ase.build import molecule
-from ase.calculators.fd import calculate_numerical_forces
+from ase.calculators.calculator import PropertyNotImplementedError
+from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
+from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS
 
 from openmm_se3 import SE3Calculator, SE3Potential
@@ -42,6 +44,45 @@ def test_periodic_in_any_orientation():
     check = Atoms("H" * 9, positions=forces)
     check.rotate(40, (1, 2, 3))
     np.testing.assert_allclose(turned.get_forces(), check.positions, atol=1e-8)
+
+
+def crystal():
+    """Nitrogen molecules that meet through the faces of a small triclinic cell, in no special orientation."""
+    atoms = Atoms("N4", positions=[[1.0, 1.0, 1.0], [1.7, 1.6, 1.6], [6.0, 6.5, 9.0], [6.4, 7.3, 9.6]])
+    atoms.set_cell([[10.4, 0, 0], [2.0, 10.6, 0], [-3.0, 1.5, 10.8]])
+    atoms.pbc = True
+    atoms.rotate(25, (3, -1, 2), rotate_cell=True)
+    return atoms
+
+
+class TestStress:
+    def test_is_the_derivative_by_strain(self):
+        atoms = crystal()
+        atoms.calc = SE3Calculator(MODEL)
+        stress = atoms.get_stress()
+        np.testing.assert_allclose(stress, calculate_numerical_stress(atoms, eps=1e-5), atol=1e-8)
+        assert np.abs(stress).max() > 1e-4
+        # A lattice vector added to one atom is the same crystal.
+        atoms.positions[1] += atoms.cell[2] - atoms.cell[0]
+        np.testing.assert_allclose(atoms.get_stress(), stress, atol=1e-10)
+
+    def test_comes_with_the_forces(self):
+        """One evaluation for a cell filter, which asks for both."""
+        atoms = crystal()
+        atoms.calc = SE3Calculator(MODEL)
+        FrechetCellFilter(atoms).get_forces()
+        assert not atoms.calc.calculation_required(atoms, ["energy", "forces", "stress"])
+
+    def test_refusals(self):
+        atoms = crystal()
+        atoms.calc = SE3Calculator(MODEL, forces="direct")
+        assert np.isfinite(atoms.get_forces()).all()
+        with pytest.raises(PropertyNotImplementedError, match="use forces='conservative'"):
+            atoms.get_stress()
+        alone = molecule("H2O")
+        alone.calc = SE3Calculator(MODEL)
+        with pytest.raises(PropertyNotImplementedError, match="stress needs a periodic cell"):
+            alone.get_stress()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 
 import numpy as np
+import openmm
 import pytest
 from ase.io import read, write
 from openmm import app, unit
@@ -28,6 +29,11 @@ def dcd_frames(path):
     data = path.read_bytes()
     n_atoms = int.from_bytes(data[268:272], "little")
     return (len(data) - 276) / (3 * (4 * n_atoms + 8)), int.from_bytes(data[8:12], "little")
+
+
+def dcd_frames_in_a_box(path):
+    """Number of frames by size, of six atoms with a box."""
+    return (len(path.read_bytes()) - 276) / (3 * (4 * 6 + 8) + 56)
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +56,17 @@ def test_formats(structures, suffix):
     assert sorted(a.element.symbol for a in topology.atoms()) == ["C"] * 2 + ["H"] * 6 + ["O"]
     _, expected = read_structure(structures / "ethanol.sdf")
     np.testing.assert_allclose(positions, expected, atol=1.1e-4)
+
+
+def test_box_of_an_extended_xyz(tmp_path):
+    atoms = read(EXAMPLES / "water.xyz")
+    atoms.set_cell([[11.0, 0, 0], [2.0, 12.0, 0], [-3.0, 1.0, 13.0]])
+    atoms.pbc = True
+    write(tmp_path / "boxed.xyz", atoms, format="extxyz")
+    topology, _ = read_structure(tmp_path / "boxed.xyz")
+    np.testing.assert_allclose(topology.getPeriodicBoxVectors().value_in_unit(unit.nanometer), atoms.cell.array / 10, atol=1e-6)
+    topology, _ = read_structure(tmp_path / "boxed.xyz", (2.0, 2.1, 2.2))
+    np.testing.assert_allclose(topology.getPeriodicBoxVectors().value_in_unit(unit.nanometer), np.diag([2.0, 2.1, 2.2]), atol=1e-12)
 
 
 def test_outputs(tmp_path):
@@ -136,6 +153,73 @@ class TestResume:
         simulate(SHORT, tmp_path / "md")
         with pytest.raises(SimulationError, match="fewer than the 5 frames"):
             truncate_dcd(tmp_path / "md" / "trajectory.dcd", 5)
+
+
+class TestPressure:
+    @pytest.fixture
+    def waters(self, tmp_path):
+        """Two waters for a box of 1.2 nm, one of them cut by a face of it, in a file that does not tell the box."""
+        water = np.array([[0, 0, 0], [0.957, 0, 0], [-0.24, 0.927, 0]])
+        x = np.concatenate([water + 3.0, water + np.array([3.0, 3.5, 9.0])])
+        x[1, 0] += 12.0
+        lines = [f"{s} {a:.4f} {b:.4f} {c:.4f}" for s, (a, b, c) in zip("OHHOHH", x, strict=True)]
+        (tmp_path / "waters.xyz").write_text("\n".join(["6", "", *lines]) + "\n")
+        return replace(SHORT, structure=str(tmp_path / "waters.xyz"), box_nm=(1.2, 1.2, 1.2), pressure_bar=1.0, minimize=False)
+
+    def test_volume_and_density(self, waters, tmp_path):
+        simulate(replace(waters, steps=120, report_every=40), tmp_path / "md")
+        log = read_log(tmp_path / "md" / "log.csv")
+        assert len(set(log["volume_nm3"])) > 1
+        np.testing.assert_allclose(log["volume_nm3"], 1.2**3, rtol=0.2)
+        # Two molecules of 18.015 g/mol; 1 g/mL is 602.214 g/mol in a cubic nanometre.
+        np.testing.assert_allclose(log["density_g_per_ml"], 2 * 18.015 / 602.214 / log["volume_nm3"], rtol=1e-4)
+        start, final = (app.PDBFile(str(tmp_path / "md" / f"{name}.pdb")) for name in ("topology", "final"))
+        for pdb in (start, final):
+            x = pdb.getPositions(asNumpy=True)._value.reshape(2, 3, 3)
+            assert np.abs(np.linalg.norm(x[:, 1:] - x[:, :1], axis=2) - 0.0957).max() < 0.015  # in one piece
+        edge = final.topology.getPeriodicBoxVectors()[0][0]._value
+        assert edge**3 == pytest.approx(log["volume_nm3"][-1], rel=1e-3)
+
+    def test_resume(self, waters, tmp_path):
+        simulate(replace(waters, steps=40, report_every=20), tmp_path / "md")
+        before = read_log(tmp_path / "md" / "log.csv")
+        settings = json.loads((tmp_path / "md" / "settings.json").read_text())
+        (tmp_path / "md" / "settings.json").write_text(json.dumps({**settings, "steps": 60}))
+        simulate(None, tmp_path / "md", resume=True)
+        log = read_log(tmp_path / "md" / "log.csv")
+        assert log["step"].tolist() == [20, 40, 60]
+        np.testing.assert_array_equal(log["volume_nm3"][:2], before["volume_nm3"])
+        assert log["volume_nm3"][2] != 1.2**3  # it went on from the box of the checkpoint
+        assert dcd_frames_in_a_box(tmp_path / "md" / "trajectory.dcd") == 3
+
+    def test_box_too_small_keeps_the_last_good_state(self, waters, tmp_path):
+        squeezed = replace(waters, box_nm=(1.003, 1.003, 1.003), pressure_bar=1e5, steps=1000, report_every=20)
+        with pytest.raises(
+            SimulationError, match=r"at 100000 bar the barostat tried a box too small .*needs at least 1 nm.* last good state, at .* ps"
+        ):
+            simulate(squeezed, tmp_path / "md")
+        state = openmm.XmlSerializer.deserialize((tmp_path / "md" / "state.xml").read_text())
+        assert min(state.getPeriodicBoxVectors()[k][k]._value for k in range(3)) >= 1.0
+        assert np.isfinite(state.getPositions(asNumpy=True)._value).all()
+        assert read_log(tmp_path / "md" / "log.csv")["time_ps"][-1] == pytest.approx(state.getTime()._value)
+
+    def test_refusals(self, waters, tmp_path):
+        with pytest.raises(ValueError, match="a pressure needs a thermostat"):
+            replace(waters, ensemble="nve")
+        with pytest.raises(ValueError, match="three positive edges"):
+            replace(waters, box_nm=(1.2, 0.0, 1.2))
+        with pytest.raises(UnsupportedSystemError, match="no periodic box, so there is no pressure to keep; give one with --box"):
+            simulate(replace(waters, box_nm=None), tmp_path / "md")
+        assert not (tmp_path / "md").exists()
+
+    def test_command_line(self, waters, tmp_path):
+        options = ["--steps", "30", "--report-every", "30", "--no-minimize", "--platform", "Reference", "-o", str(tmp_path / "md")]
+        wrong = CliRunner().invoke(cli, ["simulate", waters.structure, *options, "--box", "1.2 nm"])
+        assert wrong.exit_code == 1
+        assert "must be one number or three with commas" in wrong.output
+        result = CliRunner().invoke(cli, ["simulate", waters.structure, *options, "--box", "1.2", "--pressure", "1"])
+        assert result.exit_code == 0, result.output
+        assert "volume_nm3" in read_log(tmp_path / "md" / "log.csv")
 
 
 class TestRefusals:

@@ -82,6 +82,46 @@ def interpolated():
     return potential("conservative").createMixedSystem(topology, classical, range(9), interpolate=True), *mixed()[1:]
 
 
+def four_site_water_around():
+    """A four-site water, as of TIP4P, before ethanol: topology, classical System, positions; its virtual site is particle 3."""
+    topology, x = ethanol()
+    water = app.Topology()
+    residue = water.addResidue("HOH", water.addChain())
+    for name in ("O", "H1", "H2"):
+        water.addAtom(name, app.Element.getBySymbol(name[0]), residue)
+    water.addAtom("M", None, residue)
+    where = np.array([[0, 0, 0], [0.0957, 0, 0], [-0.024, 0.0927, 0], [0, 0, 0]]) + np.array([0.7, 0.1, 0.2])
+    where[3] = 0.7 * where[0] + 0.15 * where[1] + 0.15 * where[2]
+    modeller = app.Modeller(water, where * unit.nanometer)
+    modeller.add(topology, x * unit.nanometer)
+    classical, nonbonded = openmm.System(), openmm.NonbondedForce()
+    charges = [0.0, 0.5, 0.5, -1.0] + [0.1] * 9
+    for atom, charge in zip(modeller.topology.atoms(), charges, strict=True):
+        classical.addParticle(atom.element.mass if atom.element is not None else 0.0)
+        nonbonded.addParticle(charge, 0.3, 0.4 if atom.element is not None else 0.0)
+    classical.setVirtualSite(3, openmm.ThreeParticleAverageSite(0, 1, 2, 0.7, 0.15, 0.15))
+    for i, j in itertools.combinations(range(4), 2):
+        nonbonded.addException(i, j, 0.0, 0.3, 0.0)
+    classical.addForce(nonbonded)
+    return modeller.topology, classical, np.concatenate([where, x])
+
+
+def virtual_site(interpolate=False):
+    """Expected: the classical System, less the same parameters for ethanol alone, plus the model."""
+    topology, classical, x = four_site_water_around()
+    alone, nonbonded = openmm.System(), openmm.NonbondedForce()
+    for i in range(4, 13):
+        alone.addParticle(1.0)
+        nonbonded.addParticle(*classical.getForce(0).getParticleParameters(i))
+    alone.addForce(nonbonded)
+    energy, forces = energy_and_forces(classical, x)
+    energy_alone, forces_alone = energy_and_forces(alone, x[4:])
+    energy_model, forces_model = model(x[4:], torch.tensor([a.element.atomic_number for a in topology.atoms() if a.index > 3]))
+    forces[4:] += forces_model - forces_alone
+    made = potential("conservative").createMixedSystem(topology, classical, range(4, 13), interpolate=interpolate)
+    return made, x, energy - energy_alone + energy_model, forces
+
+
 KINDS = {
     "vacuum": vacuum,
     "orthorhombic": lambda: in_a_box(ORTHORHOMBIC),
@@ -89,6 +129,8 @@ KINDS = {
     "subset": subset,
     "mixed": mixed,
     "interpolated": interpolated,
+    "virtual site": virtual_site,
+    "virtual site, interpolated": lambda: virtual_site(True),
 }
 
 
@@ -97,7 +139,7 @@ def test_numbers(kind):
     system, x, energy, forces = KINDS[kind]()
     for platform in PLATFORMS:
         # The CPU platform computes classical forces in single precision.
-        slack = 100 if platform == "CPU" and kind in ("mixed", "interpolated") else 1
+        slack = 100 if platform == "CPU" and kind not in ("vacuum", "orthorhombic", "triclinic", "subset") else 1
         got_energy, got_forces = energy_and_forces(system, x, platform)
         assert got_energy == pytest.approx(energy, abs=slack * ENERGY), platform
         np.testing.assert_allclose(got_forces, forces, atol=slack * FORCE, err_msg=platform)
@@ -111,6 +153,59 @@ def test_interpolation_is_linear():
     context.setParameter("lambda_interpolate", 0.3)
     expected = 0.3 * energy + 0.7 * energy_and_forces(classical, x)[0]
     assert context.getState(getEnergy=True).getPotentialEnergy()._value == pytest.approx(expected, abs=ENERGY)
+
+
+def test_virtual_sites_in_the_information_and_refused_as_atoms():
+    topology, classical, _ = four_site_water_around()
+    info = potential("conservative").createMixedSystem(topology, classical, range(4, 13), returnInfo=True)
+    assert [a.element for a in info["topology"].atoms()] == [a.element for a in topology.atoms()]
+    assert info["system"].isVirtualSite(3)
+    from openmmml import MLPotential
+
+    with pytest.raises(UnsupportedSystemError, match=r"atoms \[3\] have no element"):
+        MLPotential("se3", potential=potential("conservative")).createMixedSystem(topology, classical, [3, 4])
+
+
+@pytest.mark.parametrize("interpolate", [False, True])
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_link_atom(platform, interpolate):
+    """The methyl group of ethanol by the model, capped by a hydrogen on the bond that is cut; the rest has no classical energy."""
+    topology, x = ethanol()
+    z = numbers(topology).tolist()
+    bonds = [(a.index, b.index) for a, b in topology.bonds()]
+
+    def bonded(i):
+        return [b if a == i else a for a, b in bonds if i in (a, b)]
+
+    methyl = next(i for i in range(9) if z[i] == 6 and all(z[j] != 8 for j in bonded(i)))
+    other = next(j for j in bonded(methyl) if z[j] == 6)
+    atoms = [methyl, *(j for j in bonded(methyl) if z[j] == 1)]
+    empty = openmm.System()
+    for _ in range(9):
+        empty.addParticle(12.0)
+    cap = 0.109
+    info = potential("conservative").createMixedSystem(
+        topology, empty, atoms, interpolate=interpolate, returnInfo=True, linkAtomDistances=[(methyl, other, cap * unit.nanometer)]
+    )
+    assert list(info["oldToNew"]) == list(range(9))
+    assert [a.element.atomic_number for a in info["topology"].atoms()] == [*z, 1]
+    direction = (x[other] - x[methyl]) / np.linalg.norm(x[other] - x[methyl])
+    whole = np.concatenate([x, [x[methyl] + cap * direction]])
+    capped = [*atoms, 9]
+    energy, forces = model(whole[capped], torch.tensor([*z, 1])[capped])
+    context = openmm.Context(info["system"], openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName(platform))
+    context.setPositions(whole)
+    context.computeVirtualSites()
+    state = context.getState(getEnergy=True, getForces=True, getPositions=True)
+    np.testing.assert_allclose(state.getPositions(asNumpy=True)._value[9], whole[9], atol=1e-6)
+    assert state.getPotentialEnergy()._value == pytest.approx(energy, abs=ENERGY)
+    # The cap's force goes to both ends of the bond: x_cap = x_methyl + cap (x_other - x_methyl) / r.
+    expected = np.zeros((9, 3))
+    expected[atoms] = forces[:-1]
+    across = cap / np.linalg.norm(x[other] - x[methyl]) * (forces[-1] - forces[-1] @ direction * direction)
+    expected[methyl] += forces[-1] - across
+    expected[other] += across
+    np.testing.assert_allclose(state.getForces(asNumpy=True)._value[:9], expected, atol=FORCE)
 
 
 def test_brute_force_lattice_sum():

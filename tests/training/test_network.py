@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from tests.training.helpers import NUMBERS, SMALL, all_pairs, evaluate, random_cluster, random_orthogonal, small_network
-from training.exported import ExportedModel, minimum_image, neighbor_matrix
+from training import neighbors as neighbor_search
+from training.exported import ExportedModel
+from training.neighbors import minimum_image, neighbor_matrix
 
 LIMIT = {torch.float32: 1e-6, torch.float64: 1e-12}
 
@@ -154,7 +156,7 @@ class TestExportedModule:
 
 @pytest.mark.parametrize("rows_at_once", [1000, 7])
 @pytest.mark.parametrize("seed", range(4))
-def test_neighbor_matrix_against_brute_force_over_images(seed, rows_at_once):
+def test_neighbor_matrix_against_brute_force_over_images(seed, rows_at_once, monkeypatch):
     """Random triclinic boxes in reduced form, atoms far outside: the same pairs as an explicit sum over lattice images."""
     generator = torch.Generator().manual_seed(seed)
     box = torch.diag(0.9 + 0.4 * torch.rand(3, generator=generator, dtype=torch.float64))
@@ -163,7 +165,8 @@ def test_neighbor_matrix_against_brute_force_over_images(seed, rows_at_once):
     box[2, 1] = (torch.rand((), generator=generator) - 0.5) * box[1, 1]
     cutoff = 0.5 * float(torch.diag(box).min()) - 1e-3
     x = (torch.rand(30, 3, generator=generator, dtype=torch.float64) * 5 - 2) @ box
-    neighbors, mask = neighbor_matrix(x, box, cutoff, rows_at_once)
+    monkeypatch.setattr(neighbor_search, "_pairs_at_once", lambda positions: 30 * rows_at_once)
+    neighbors, mask = neighbor_matrix(x, box, cutoff)
     found = {(i, int(j)) for i in range(30) for j in neighbors[i][mask[i]]}
     fractional = x @ torch.linalg.inv(box)
     wrapped = (fractional - fractional.floor()) @ box

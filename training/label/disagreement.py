@@ -59,9 +59,10 @@ class Committee:
         """
         import torch
 
+        from training.committee import force_deviations
         from training.units import ANGSTROM_PER_NM, KJ_PER_MOL_PER_EV
 
         positions = torch.tensor(atoms.positions, dtype=torch.float64) / ANGSTROM_PER_NM
         numbers = torch.tensor(atoms.numbers, dtype=torch.int64)
         forces = torch.stack([model(positions, numbers, None)[1] for model in self._models]) / KJ_PER_MOL_PER_EV / ANGSTROM_PER_NM
-        return float((forces - forces.mean(0)).square().sum(-1).mean(0).sqrt().max())
+        return float(force_deviations(forces).max())

@@ -38,6 +38,14 @@ class Trap(torch.nn.Module):
     def energy(self, positions: torch.Tensor, atomic_numbers: torch.Tensor, box_vectors: torch.Tensor | None = None) -> torch.Tensor:
         return 0.5 * self.stiffness * positions.to(torch.float64).square().sum()
 
+    @torch.jit.export
+    def energy_and_forces(
+        self, positions: torch.Tensor, atomic_numbers: torch.Tensor, box_vectors: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.no_grad():
+            _, forces = self.forward(positions, atomic_numbers, box_vectors)
+        return self.energy(positions, atomic_numbers, box_vectors), forces
+
 
 class Morse(torch.nn.Module):
     """A Morse curve between all pairs, its well at the sum of the covalent radii; faded out at the cutoff, or cut off there.
@@ -82,8 +90,16 @@ class Morse(torch.nn.Module):
     def energy(self, positions: torch.Tensor, atomic_numbers: torch.Tensor, box_vectors: torch.Tensor | None = None) -> torch.Tensor:
         return 0.5 * self.pairs(positions, atomic_numbers)[0].sum()
 
+    @torch.jit.export
+    def energy_and_forces(
+        self, positions: torch.Tensor, atomic_numbers: torch.Tensor, box_vectors: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.no_grad():
+            _, forces = self.forward(positions, atomic_numbers, box_vectors)
+        return self.energy(positions, atomic_numbers, box_vectors), forces
 
-def write_model(module: torch.nn.Module, path: Path, elements: tuple[str, ...] = ("H", "C", "N", "O")) -> Path:
+
+def write_model(module: torch.nn.Module, path: Path, elements: tuple[str, ...] = ("H", "C", "N", "O"), n_members: int = 1) -> Path:
     """Write a module as a file that `load_model` opens."""
     scripted = torch.jit.script(module.eval()).to(torch.float64)
     x, z = torch.tensor([[0.0, 0, 0], [0.11, 0.01, 0.0]], dtype=torch.float64), torch.tensor([8, 1])
@@ -107,6 +123,7 @@ def write_model(module: torch.nn.Module, path: Path, elements: tuple[str, ...] =
         torch_version=torch.__version__,
         golden=[GoldenStructure("pair", z.tolist(), x.tolist(), None, float(energy), forces.tolist())],
         metrics={},
+        n_members=n_members,
     )
     text = metadata_to_json(metadata)
     torch.jit.save(scripted, str(path), _extra_files={METADATA_FILE: text, CHECKSUM_FILE: text_sha256(text)})

@@ -1,0 +1,143 @@
+"""The committee's reporter: what it writes, whom it names, when it stops, with deviations that are known."""
+
+import csv
+import warnings
+
+import numpy as np
+import openmm
+import pytest
+import torch
+from openmm import app, unit
+
+from openmm_se3 import CommitteeReporter, SE3Potential
+from openmm_se3.committee import UncertaintyError, UncertaintyWarning
+from openmm_se3.errors import UnsupportedSystemError
+from tests.openmm_se3.helpers import ethanol, potential
+from tests.openmm_se3.physics.models import write_model
+
+
+class Tug(torch.nn.Module):
+    """Two members: forces of +k and -k times each position, so each atom deviates by k |x|; in a box, by twice that."""
+
+    def __init__(self, k: float) -> None:
+        super().__init__()
+        self.register_buffer("k", torch.tensor(k))
+
+    def forward(
+        self, positions: torch.Tensor, atomic_numbers: torch.Tensor, box_vectors: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.energy(positions, atomic_numbers, box_vectors), torch.zeros_like(positions)
+
+    @torch.jit.export
+    def energy(self, positions: torch.Tensor, atomic_numbers: torch.Tensor, box_vectors: torch.Tensor | None = None) -> torch.Tensor:
+        return 0.0 * positions.to(torch.float64).sum()
+
+    @torch.jit.export
+    def deviations(self, positions: torch.Tensor, atomic_numbers: torch.Tensor, box_vectors: torch.Tensor | None = None) -> torch.Tensor:
+        twice = 1.0 if box_vectors is None else 2.0
+        return twice * self.k.to(positions) * positions.square().sum(1).sqrt()
+
+
+@pytest.fixture(scope="module")
+def committee(tmp_path_factory):
+    return SE3Potential(write_model(Tug(100.0), tmp_path_factory.mktemp("tug") / "tug.pt", n_members=2), precision="double")
+
+
+def at_rest(topology, positions, model):
+    """A Simulation of the committee, whose mean pulls nobody: the atoms stay where they are."""
+    system = model.createSystem(topology)
+    simulation = app.Simulation(topology, system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
+    simulation.context.setPositions(positions)
+    return simulation
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_columns(committee, tmp_path):
+    topology, x = ethanol()
+    simulation = at_rest(topology, x, committee)
+    simulation.reporters.append(CommitteeReporter(tmp_path / "deviation.csv", 5, committee, topology))
+    simulation.step(12)
+    expected = 100 * np.linalg.norm(x, axis=1)
+    written = rows(tmp_path / "deviation.csv")
+    assert [int(r["step"]) for r in written] == [5, 10]
+    assert float(written[1]["time_ps"]) == pytest.approx(0.01)
+    for row in written:
+        assert float(row["max_deviation_kj_per_mol_nm"]) == pytest.approx(expected.max(), rel=1e-5)
+        assert float(row["mean_deviation_kj_per_mol_nm"]) == pytest.approx(expected.mean(), rel=1e-5)
+        assert int(row["atom"]) == expected.argmax()
+    simulation.reporters[:] = [CommitteeReporter(tmp_path / "deviation.csv", 5, committee, topology, append=True)]
+    simulation.step(3)
+    assert [int(r["step"]) for r in rows(tmp_path / "deviation.csv")] == [5, 10, 15]
+
+
+def test_stop_names_atoms_worst_first(committee, tmp_path):
+    topology, x = ethanol()
+    x = x - x.mean(0)
+    order = np.argsort(-np.linalg.norm(x, axis=1))
+    deviation = 100 * np.linalg.norm(x, axis=1)[order]
+    simulation = at_rest(topology, x, committee)
+    threshold = (deviation[1] + deviation[2]) / 2 * unit.kilojoule_per_mole / unit.nanometer
+    reporter = CommitteeReporter(tmp_path / "deviation.csv", 2, committee, topology, threshold=threshold, action="stop")
+    simulation.reporters.append(reporter)
+    symbols = [a.element.symbol for a in topology.atoms()]
+    named = ", ".join(rf"{i} \({symbols[i]}\): {d:.4g}" for i, d in zip(order[:2], deviation[:2], strict=True))
+    with pytest.raises(UncertaintyError, match=rf"step 2: .* forces on atoms {named}; "):
+        simulation.step(10)
+    assert len(rows(tmp_path / "deviation.csv")) == 1  # what stopped the run is written
+
+
+def test_warning_goes_on(committee, tmp_path):
+    topology, x = ethanol()
+    simulation = at_rest(topology, x, committee)
+    limit = 100 * np.linalg.norm(x, axis=1).max()
+    simulation.reporters.append(CommitteeReporter(tmp_path / "a.csv", 2, committee, topology, threshold=1.01 * limit))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        simulation.step(4)
+    simulation.reporters[:] = [CommitteeReporter(tmp_path / "b.csv", 2, committee, topology, threshold=0.99 * limit)]
+    with pytest.warns(UncertaintyWarning, match="deviate by more than") as caught:
+        simulation.step(4)
+    assert len(caught) == 2
+    assert len(rows(tmp_path / "b.csv")) == 2
+
+
+def test_what_is_not_finite_is_above_any_threshold(committee, tmp_path):
+    topology, x = ethanol()
+    reporter = CommitteeReporter(tmp_path / "a.csv", 1, committee, topology, threshold=1e9, action="stop")
+    simulation = at_rest(topology, x, committee)
+    x[3, 0] = np.nan
+    simulation.context.setPositions(x)
+    with pytest.raises(UncertaintyError, match=r"atoms 3 \(H\): nan"):
+        reporter.report(simulation, simulation.context.getState(getPositions=True))
+
+
+def test_some_atoms_in_a_box(committee, tmp_path):
+    """The atoms of a mixed System, in any order, with the box handed on."""
+    topology, x = ethanol()
+    topology.setPeriodicBoxVectors(np.diag([2.0, 2.1, 2.2]) * unit.nanometer)
+    reporter = CommitteeReporter(tmp_path / "a.csv", 1, committee, topology, atoms=[7, 2])
+    simulation = at_rest(topology, x, committee)
+    deviations = reporter.deviations(simulation.context.getState(getPositions=True))
+    np.testing.assert_allclose(deviations, 200 * np.linalg.norm(x[[7, 2]], axis=1))
+    reporter.report(simulation, simulation.context.getState(getPositions=True))
+    assert int(rows(tmp_path / "a.csv")[0]["atom"]) == [7, 2][int(deviations.argmax())]
+
+
+def test_refusals(committee, tmp_path):
+    topology, _ = ethanol()
+    file = tmp_path / "a.csv"
+    with pytest.raises(ValueError, match=r"is one network.*export A.ckpt B.ckpt"):
+        CommitteeReporter(file, 1, potential("direct"), topology)
+    with pytest.raises(ValueError, match="reportInterval must be positive, got 0"):
+        CommitteeReporter(file, 0, committee, topology)
+    with pytest.raises(ValueError, match="threshold must be positive"):
+        CommitteeReporter(file, 1, committee, topology, threshold=-1.0)
+    with pytest.raises(ValueError, match="action must be one of 'warn', 'stop', got 'shout'"):
+        CommitteeReporter(file, 1, committee, topology, action="shout")
+    with pytest.raises(UnsupportedSystemError, match="but the topology has atoms 0 to 8"):
+        CommitteeReporter(file, 1, committee, topology, atoms=[9])
+    assert not file.exists()
