@@ -66,7 +66,7 @@ class TestMeasure:
     SETTINGS = replace(QUICK, box_waters=8, box_ps=0.1)
 
     def test_run_and_continue(self, tmp_path):
-        subject = Subject(write_model(Morse(depth=300.0), tmp_path / "morse.pt"))
+        subject = Subject(write_model(Morse(depth=10.0), tmp_path / "morse.pt"))
         seen = []
         section = measure_water_box(subject, self.SETTINGS, tmp_path, seen.append)
         found = {q.name: q for q in section.quantities}
