@@ -157,7 +157,11 @@ def _problems(driver: str | None, cuda: str | None, sees_gpu: bool, platforms: l
         found.append(Problem(f"openmm-torch is installed, but TorchForce works on no platform ({reason})", install))
     serialisation = serialisation_mismatch()
     if serialisation is not None:
-        found.append(Problem(serialisation, "build Systems anew in place of reading their XML, or pip install 'openmm>=8.5,<8.6'"))
+        found.append(
+            Problem(
+                serialisation, "build Systems anew in place of reading their XML; or, where openmm-ml is not needed, pip install 'openmm>=8.5,<8.6'"
+            )
+        )
     for build in builds:
         cuda_of_build = build.name.rsplit("cu", 1)[-1] if build.name.rsplit("cu", 1)[-1].isdigit() else None
         if cuda_of_build is not None and (cuda is None or cuda.split(".")[0] != cuda_of_build):

@@ -12,12 +12,12 @@ from openmm_se3.errors import UnsupportedSystemError
 SUFFIXES = (".pdb", ".cif", ".sdf", ".xyz")
 
 
-def read_structure(path: Path, box_nm: Sequence[float] | None = None) -> tuple[app.Topology, np.ndarray]:
+def read_structure(path: str | Path, box_nm: Sequence[float] | None = None) -> tuple[app.Topology, np.ndarray]:
     """Read PDB, mmCIF, SDF or (extended) xyz.
 
     Parameters
     ----------
-    path : Path
+    path : str or Path
         The file; its suffix tells the format.
     box_nm : sequence of float, optional
         Edges of an orthorhombic periodic box (nm), in place of what the file says.
@@ -32,6 +32,7 @@ def read_structure(path: Path, box_nm: Sequence[float] | None = None) -> tuple[a
     UnsupportedSystemError
         If the file is missing, of another format, unreadable or without atoms.
     """
+    path = Path(path)
     if not path.is_file():
         raise UnsupportedSystemError(f"{path}: no such file")
     suffix = path.suffix.lower()
