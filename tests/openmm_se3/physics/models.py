@@ -20,7 +20,19 @@ from openmm_se3.model_file import (
 CUTOFF_NM = 0.3
 
 
-class Trap(torch.nn.Module):
+class _Model(torch.nn.Module):
+    """What the contract asks for besides `forward` and `energy`."""
+
+    @torch.jit.export
+    def energy_and_forces(
+        self, positions: torch.Tensor, atomic_numbers: torch.Tensor, box_vectors: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.no_grad():
+            _, forces = self.forward(positions, atomic_numbers, box_vectors)
+        return self.energy(positions, atomic_numbers, box_vectors), forces
+
+
+class Trap(_Model):
     """Every atom in a harmonic trap about the origin; the direct forces also swirl about the z axis, which no energy describes."""
 
     def __init__(self, stiffness: float, swirl: float) -> None:
@@ -38,16 +50,8 @@ class Trap(torch.nn.Module):
     def energy(self, positions: torch.Tensor, atomic_numbers: torch.Tensor, box_vectors: torch.Tensor | None = None) -> torch.Tensor:
         return 0.5 * self.stiffness * positions.to(torch.float64).square().sum()
 
-    @torch.jit.export
-    def energy_and_forces(
-        self, positions: torch.Tensor, atomic_numbers: torch.Tensor, box_vectors: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        with torch.no_grad():
-            _, forces = self.forward(positions, atomic_numbers, box_vectors)
-        return self.energy(positions, atomic_numbers, box_vectors), forces
 
-
-class Morse(torch.nn.Module):
+class Morse(_Model):
     """A Morse curve between all pairs, its well at the sum of the covalent radii; faded out at the cutoff, or cut off there.
 
     The direct forces are the exact ones plus a swirl about the z axis through the first atom.
@@ -89,14 +93,6 @@ class Morse(torch.nn.Module):
     @torch.jit.export
     def energy(self, positions: torch.Tensor, atomic_numbers: torch.Tensor, box_vectors: torch.Tensor | None = None) -> torch.Tensor:
         return 0.5 * self.pairs(positions, atomic_numbers)[0].sum()
-
-    @torch.jit.export
-    def energy_and_forces(
-        self, positions: torch.Tensor, atomic_numbers: torch.Tensor, box_vectors: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        with torch.no_grad():
-            _, forces = self.forward(positions, atomic_numbers, box_vectors)
-        return self.energy(positions, atomic_numbers, box_vectors), forces
 
 
 def write_model(module: torch.nn.Module, path: Path, elements: tuple[str, ...] = ("H", "C", "N", "O"), n_members: int = 1) -> Path:
