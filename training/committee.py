@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from training.exported import ExportedModel
-from training.fused import FusedTransformer
-from training.network import AnyNetwork, SE3Transformer
+from training.fused import inference_form
+from training.network import AnyNetwork
 from training.network.rigid import remove_net_force_and_torque
 
 
@@ -37,7 +37,7 @@ class CommitteeNetwork(nn.Module):
     def __init__(self, networks: list[AnyNetwork]) -> None:
         super().__init__()
         self.cutoff = networks[0].cutoff
-        self.members = nn.ModuleList([FusedTransformer(n) if isinstance(n, SE3Transformer) else n for n in networks])
+        self.members = nn.ModuleList([inference_form(n) for n in networks])
 
     def forward(self, species: Tensor, displacement: Tensor, neighbors: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Mean energies of the atoms ``(n_atoms,)``, and each member's direct forces ``(n_members, n_atoms, 3)``; arguments as theirs."""

@@ -22,7 +22,7 @@ from rich.table import Table
 from training.data.batches import Batch, assemble
 from training.data.frames import DataError, FrameBlock, ReadReport
 from training.data.hdf5 import read_ani1
-from training.evaluate import Evaluator, open_model, with_units
+from training.evaluate import Evaluator, open_model, refuse_to_overwrite, with_units
 from training.loss import ErrorSums
 
 #: Below this correlation with the model's forces a label is no better than noise and its sign stays open.
@@ -227,8 +227,7 @@ def evaluate_folder(
     FileExistsError
         If `output` holds metrics already.
     """
-    if output is not None and (output / "metrics.json").exists():
-        raise FileExistsError(f"{output} holds metrics already; choose another output directory")
+    refuse_to_overwrite(output)
     paths = find_subsets(folder)
     evaluator = open_model(model)
     done = 0

@@ -104,6 +104,12 @@ def open_model(model: str) -> Evaluator:
     return _checkpoint_evaluator(path) if path.suffix == ".ckpt" else _exported_evaluator(model)
 
 
+def refuse_to_overwrite(output: Path | None) -> None:
+    """Raise FileExistsError if `output` holds metrics already."""
+    if output is not None and (output / "metrics.json").exists():
+        raise FileExistsError(f"{output} holds metrics already; choose another output directory")
+
+
 def evaluate(
     model: str,
     data: Path,
@@ -151,8 +157,7 @@ def evaluate(
     FileExistsError
         If `output` holds metrics already.
     """
-    if output is not None and (output / "metrics.json").exists():
-        raise FileExistsError(f"{output} holds metrics already; choose another output directory")
+    refuse_to_overwrite(output)
     evaluator = open_model(model)
     with tempfile.TemporaryDirectory() as scratch:
         if data.is_dir():

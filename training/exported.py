@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from training.fused import FusedTransformer
+from training.fused import inference_form
 from training.neighbors import find_neighbors, minimum_image
-from training.network import AnyNetwork, SE3Transformer
+from training.network import AnyNetwork
 from training.network.rigid import remove_net_force_and_torque
 from training.units import ANGSTROM_PER_NM, KJ_PER_MOL_PER_EV
 
@@ -31,7 +31,7 @@ class ExportedModel(nn.Module):
 
     def __init__(self, network: "AnyNetwork | CommitteeNetwork", atomic_numbers: tuple[int, ...]) -> None:
         super().__init__()
-        self.network = FusedTransformer(network) if isinstance(network, SE3Transformer) else network
+        self.network = inference_form(network)
         self.cutoff_nm = network.cutoff / ANGSTROM_PER_NM
         self.angstrom_per_nm = ANGSTROM_PER_NM
         self.kj_per_mol_per_ev = KJ_PER_MOL_PER_EV

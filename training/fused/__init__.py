@@ -9,6 +9,6 @@
 The tests hold values and gradients to those of the network it was built from.
 """
 
-from training.fused.network import FusedTransformer
+from training.fused.network import FusedTransformer, inference_form
 
-__all__ = ["FusedTransformer"]
+__all__ = ["FusedTransformer", "inference_form"]

@@ -134,3 +134,8 @@ class FusedTransformer(nn.Module):
         energy, force = self.readout(state)
         repulsion_energy, repulsion_force = self.repulsion(species, neighbors, distance, u, mask)
         return energy + self.energy_shift.index_select(0, species) + repulsion_energy, force + repulsion_force
+
+
+def inference_form(network: nn.Module) -> nn.Module:
+    """What an exported file holds of a network: the fused form of an `SE3Transformer`, any other network as it is."""
+    return FusedTransformer(network) if isinstance(network, SE3Transformer) else network
