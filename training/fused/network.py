@@ -259,8 +259,3 @@ class FusedTransformer(nn.Module):
                         g = module.adjoint(state, atoms, edges, neighbors, spline, coupling, log_cutoff, g, g_slots, g_coupling, g_log_cutoff)
             g_distance = g_distance + (g_slots * self.spline.per_length).view(g_distance.shape)
             return energy, force, self.geometry.adjoint(distance, u, mask, g_distance, g_coupling, g_log_cutoff)
-
-
-def inference_form(network: nn.Module) -> nn.Module:
-    """What an exported file holds of a network: the fused form of an `SE3Transformer`, any other network as it is."""
-    return FusedTransformer(network) if isinstance(network, SE3Transformer) else network
