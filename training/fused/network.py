@@ -10,17 +10,17 @@ from training.fused.attention import FusedAttention, FusedFirstAttention
 from training.fused.edges import FusedGeometry
 from training.fused.nodes import AddedLinear, FusedReadout, FusedSelfInteraction, JointScale, MergedLinear
 from training.fused.repulsion import TabulatedRepulsion
-from training.fused.spline import SplineBasis
+from training.fused.spline import SplineBasis, values_alone
 from training.network import SE3Transformer
 from training.network.radial import BesselBasis
 from training.network.transformer import TransformerLayer
 
 N_INTERVALS = 512
 #: Edges treated at once on a processor, so that what is made of them stays in its cache; on a GPU only memory bounds it.
-EDGES_AT_ONCE_CPU = 2048
+EDGES_AT_ONCE_CPU = 512
 EDGES_AT_ONCE_GPU = 2_000_000
-#: With more edges than these, the gradient computes the messages again, portion by portion, in place of keeping some 8 kB for each edge.
-EDGES_KEPT_CPU = EDGES_AT_ONCE_CPU
+#: With more edges than these, the gradient computes the messages again, portion by portion, in place of keeping some 10 kB for each edge.
+EDGES_KEPT_CPU = 1024
 EDGES_KEPT_GPU = 200_000
 
 
@@ -57,8 +57,7 @@ class FusedLayer(nn.Module):
 
     def _keeps(self, neighbors: Tensor) -> bool:
         """Whether the gradient uses what `forward` made of the edges."""
-        edges = self.edges_kept_gpu if neighbors.is_cuda else self.edges_kept_cpu
-        return neighbors.numel() <= edges and neighbors.shape[0] <= self._portion(neighbors)
+        return neighbors.numel() <= (self.edges_kept_gpu if neighbors.is_cuda else self.edges_kept_cpu)
 
     def forward(
         self, state: list[Tensor], neighbors: Tensor, spline: tuple[Tensor, Tensor, Tensor], coupling: Tensor, log_cutoff: Tensor, keep: bool = False
@@ -84,20 +83,24 @@ class FusedLayer(nn.Module):
         value, query = both.narrow(2, 0, self.channels).contiguous(), both.narrow(2, self.channels, self.channels).narrow(1, 0, self.asked)
         portion = self._portion(neighbors)
         of_edges: list[Tensor] = []
-        if neighbors.shape[0] <= portion:
-            if keep and self._keeps(neighbors):
-                gathered, of_edges = self.attention(query, value, neighbors, spline, coupling, log_cutoff)
-            else:
-                gathered, _ = self.attention(query, value, neighbors, (spline[0], spline[1], spline[2]), coupling, log_cutoff)
+        if keep and self._keeps(neighbors):
+            gathered, of_edges = self.attention(query, value, neighbors, spline, coupling, log_cutoff)
+        elif neighbors.shape[0] <= portion:
+            gathered, _ = self.attention(query, value, neighbors, values_alone(spline), coupling, log_cutoff)
         else:
             # split and not slices: the gradient of a slice fills a tensor of the full size with zeros, that of split does not.
             edges = portion * neighbors.shape[1]
+            rows, weights, starts = values_alone(spline)
             portions: list[Tensor] = []
             for q, j, r, w, a, c in zip(  # noqa: B905 - TorchScript knows no strict=
-                query.split(portion), neighbors.split(portion), spline[0].split(edges), spline[1].split(edges), coupling.split(edges), log_cutoff.split(portion)
+                query.split(portion),
+                neighbors.split(portion),
+                rows.split(edges),
+                weights.split(edges),
+                coupling.split(edges),
+                log_cutoff.split(portion),
             ):
-                starts = spline[2].narrow(0, 0, r.shape[0] * r.shape[1])
-                portions.append(self.attention(q, value, j, (r, w, starts), a, c)[0])
+                portions.append(self.attention(q, value, j, (r, w, starts.narrow(0, 0, r.shape[0])), a, c)[0])
             gathered = torch.cat(portions)
         middle = self.add(state, gathered)
         out, of_interaction = self.self_interaction(middle)

@@ -98,9 +98,16 @@ class SplineBasis(nn.Module):
         square = t * t
         powers = torch.stack([torch.ones_like(t), t, square, square * t], dim=1)
         kinds = 2 if with_slope else 1
-        weights = torch.mm(powers, self.polynomials.narrow(1, 0, 4 * kinds)).view(-1, kinds, 4)
-        rows = (interval.to(torch.int64) * 3).view(-1, 1, 1) + self.offsets
-        return rows.expand(-1, kinds, 4), weights, torch.arange(0, weights.numel(), 4, device=distance.device)
+        n = distance.shape[0]
+        weights = torch.mm(powers, self.polynomials.narrow(1, 0, 4 * kinds)).view(n, kinds, 4)
+        rows = (interval.to(torch.int64) * 3).view(n, 1, 1) + self.offsets
+        return rows.expand(n, kinds, 4), weights, torch.arange(0, 4 * kinds * n, 4, device=distance.device)
+
+
+def values_alone(spline: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """What `SplineBasis` gives without slopes, from what it gives with or without."""
+    rows, weights, starts = spline
+    return rows.narrow(1, 0, 1), weights.narrow(1, 0, 1), starts.narrow(0, 0, rows.shape[0])
 
 
 class SplineTable(nn.Module):
