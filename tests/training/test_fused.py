@@ -153,10 +153,9 @@ class TestAdjointsOfNodes:
     n = 4
 
     @pytest.mark.parametrize("layer", [0, 1, 2])
-    def test_merged_and_added_maps(self, layer):
-        block = FusedTransformer(seasoned_network()).layers[layer]
-        degrees = len(block.components)
-        state = random_state(FusedTransformer(seasoned_network()), self.n, degrees)
+    def test_merged_and_added_maps(self, network, layer):
+        block = network.layers[layer]
+        state = random_state(network, self.n, len(block.components))
         out = block.value_query(state)
         g, total = cotangents(out)
         to = [randn(*f.shape, seed=20) for f in state]
@@ -167,8 +166,7 @@ class TestAdjointsOfNodes:
         g, total = cotangents(out)
         assert_gradients([block.add.adjoint(g)], total, [gathered])
 
-    def test_scale(self):
-        network = FusedTransformer(seasoned_network())
+    def test_scale(self, network):
         state = random_state(network, self.n, 3)
         module = network.layers[1].scale
         scale = module(state)
@@ -177,16 +175,14 @@ class TestAdjointsOfNodes:
         assert_gradients(module.adjoint(state, scale, product, [a * scale for a in g]), total, state)
 
     @pytest.mark.parametrize("layer", [0, 2])
-    def test_self_interaction(self, layer):
-        network = FusedTransformer(seasoned_network())
+    def test_self_interaction(self, network, layer):
         module = network.layers[layer].self_interaction
         state = random_state(network, self.n, len(module.channels))
         out, saved = module(state)
         g, total = cotangents(out)
         assert_gradients(module.adjoint(state, saved, g), total, state)
 
-    def test_readout(self):
-        network = FusedTransformer(seasoned_network())
+    def test_readout(self, network):
         state = random_state(network, self.n, 2)
         energy, _, saved = network.readout(state)
         assert_gradients(network.readout.adjoint(state, saved), energy.sum(), state)
@@ -205,8 +201,7 @@ class TestAdjointsOfEdges:
         neighbors = torch.tensor(rng.integers(0, self.n, (self.n, self.k))) * mask
         return displacement, neighbors, mask
 
-    def test_geometry(self):
-        network = FusedTransformer(seasoned_network())
+    def test_geometry(self, network):
         displacement, _, mask = self.edges(network)
         distance, u, coupling, log_cutoff = network.geometry(displacement, mask)
         block = coupling[:, 1:, 1:]
@@ -214,45 +209,45 @@ class TestAdjointsOfEdges:
         assert_gradients([network.geometry.adjoint(distance, u, mask, *g)], total, [displacement])
 
     @pytest.mark.parametrize("layer", [0, 1, 2])
-    def test_attention(self, layer):
+    def test_attention(self, network, layer):
         """Degree 0 in; 2 in and out; 2 in, 1 out."""
-        network = FusedTransformer(seasoned_network())
         displacement, neighbors, mask = self.edges(network)
         distance, _, coupling, log_cutoff = (x.detach().requires_grad_(True) for x in network.geometry(displacement, mask))
         block = network.layers[layer]
         module, c = block.attention, block.channels
         value = randn(self.n, sum(block.components), c, seed=5).requires_grad_(True)
         query = randn(self.n, block.asked, c, seed=6).requires_grad_(True)
-        gathered, _ = module(query, value, neighbors, network.spline(distance.view(-1)), coupling, log_cutoff)
+        gathered, _, _ = module(query, value, neighbors, network.spline(distance.view(-1)), coupling, log_cutoff)
         (g,), total = cotangents([gathered])
         inputs = [distance, coupling, log_cutoff] if layer == 0 else [distance, coupling, log_cutoff, value, query]
         with torch.no_grad():
-            again, saved = module(query, value, neighbors, network.spline(distance.view(-1), True), coupling, log_cutoff)
+            again, alpha, made = module(query, value, neighbors, network.spline(distance.view(-1), True), coupling, log_cutoff)
             g_value, g_slots = torch.zeros_like(value), torch.zeros(self.n * self.k, dtype=torch.float64)
             g_block, g_log = torch.zeros(self.n * self.k, 5, 8, dtype=torch.float64), torch.zeros(self.n, self.k, dtype=torch.float64)
-            g_query = module.adjoint(saved, query, neighbors, coupling, g, g_value, g_slots, g_block, g_log)
+            g_query = module.adjoint(made, alpha, again, query, neighbors, coupling, g, g_value, g_slots, g_block, g_log)
         assert torch.equal(again, gathered)
         expected = torch.autograd.grad(total, inputs)
         g_coupling = torch.nn.functional.pad(g_block, (1, 0, 1, 0))
-        # The table holds what A can be, a constant and u, y and G: what autograd finds for its zeros and its one leads to no position.
-        possible = (network.geometry.expansion.sum(0) != 0) | (network.geometry.expansion.abs().sum(0) != 0)
-        possible[0, 0] = False
+        # What autograd finds for the zeros and the one of A leads to no position.
+        possible = network.geometry.expansion[1:].abs().sum(0) > 0
         got = [g_slots.view(self.n, self.k) * network.spline.per_length, g_coupling * possible, g_log.unsqueeze(2), g_value, g_query]
         for i, (a, b) in enumerate(zip(got, expected, strict=False)):
             b = b * possible if i == 1 else b
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12 * float(b.abs().max()))
 
 
+@pytest.fixture(scope="module")
+def network():
+    return FusedTransformer(seasoned_network())
+
+
+@pytest.fixture(scope="module")
+def scripted(network):
+    return torch.jit.script(network)
+
+
 class TestGradient:
     """`energy_and_gradient` of the whole network, as it is exported: scripted."""
-
-    @pytest.fixture(scope="class")
-    def network(self):
-        return FusedTransformer(seasoned_network())
-
-    @pytest.fixture(scope="class")
-    def scripted(self, network):
-        return torch.jit.script(network)
 
     @staticmethod
     def edges(n_atoms, cutoff, extra=0):

@@ -101,22 +101,26 @@ class FusedFirstAttention(nn.Module):
 
     def forward(
         self, query: Tensor, value: Tensor, neighbors: Tensor, spline: tuple[Tensor, Tensor, Tensor], coupling: Tensor, log_cutoff: Tensor
-    ) -> tuple[Tensor, list[Tensor]]:
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """As `FusedAttention.forward`; query ``(n, 1, c)`` of these receivers and value ``(n_atoms, 1, c)``."""
         n, k, c = neighbors.shape[0], neighbors.shape[1], self.channels
-        sender = value.index_select(0, neighbors.reshape(-1)).unsqueeze(1)  # (e, 1, 1, c)
-        psi = self.table(spline[0], spline[1], spline[2])
-        orders = psi.view(n * k, -1, 3, c) * sender  # (e, m, 3, c)
-        values = orders.select(1, 0).view(n, k, 3, c)
-        lift = coupling.narrow(1, 0, 3).reshape(n, k * 3, -1)
+        made = self.make(query, value, neighbors, spline, coupling)
+        values = made[0].select(1, 0).view(n, k, 3, c)
         alpha = self.softmax(query * values.select(2, 0), log_cutoff)
-        weighted = (values * alpha.unsqueeze(2)).view(n, k * 3, c)
-        gathered = torch.bmm(lift.transpose(1, 2), weighted)
-        return gathered, [orders, lift, alpha, weighted, gathered]
+        return torch.bmm(made[1].transpose(1, 2), (values * alpha.unsqueeze(2)).view(n, k * 3, c)), alpha, made
+
+    def make(self, query: Tensor, value: Tensor, neighbors: Tensor, spline: tuple[Tensor, Tensor, Tensor], coupling: Tensor) -> list[Tensor]:
+        """As `FusedAttention.make`: o ``(e, m, 3, c)``, and the rows of A for it ``(n, 3 k, 9)``."""
+        n, k = neighbors.shape[0], neighbors.shape[1]
+        sender = value.index_select(0, neighbors.reshape(-1)).unsqueeze(1)  # (e, 1, 1, c)
+        orders = self.table(spline[0], spline[1], spline[2]).view(n * k, -1, 3, self.channels) * sender
+        return [orders, coupling.narrow(1, 0, 3).reshape(n, k * 3, -1)]
 
     def adjoint(
         self,
-        saved: list[Tensor],
+        made: list[Tensor],
+        alpha: Tensor,
+        gathered: Tensor,
         query: Tensor,
         neighbors: Tensor,
         coupling: Tensor,
@@ -127,17 +131,18 @@ class FusedFirstAttention(nn.Module):
         g_log_cutoff: Tensor,
     ) -> Tensor:
         """As `FusedAttention.adjoint`; nothing is added to the cotangent of the values, and that of the query is an empty tensor."""
-        orders, lift, alpha, weighted, gathered = saved[0], saved[1], saved[2], saved[3], saved[4]
+        orders, lift = made[0], made[1]
         n, k, c = neighbors.shape[0], neighbors.shape[1], self.channels
+        values = orders.select(1, 0).view(n, k, 3, c)
         lifted = torch.bmm(lift, g).view(n, k, 3, c)
-        g_alpha = (lifted * orders.select(1, 0).view(n, k, 3, c)).sum(2)
+        g_alpha = (lifted * values).sum(2)
         g_products, g_logarithm = self.softmax.adjoint(alpha, g_alpha, (g * gathered).sum(1, keepdim=True))
         g_orders = lifted * alpha.unsqueeze(2)
         g_orders.select(2, 0).addcmul_(g_products, query)
         g_slots.add_((g_orders.view(n * k, 3, c) * orders.select(1, 1)).sum([1, 2]))
         g_log_cutoff.add_(g_logarithm)
         # Rows o_1 and o_2 of A hold u and y alone.
-        outer = torch.bmm(weighted, g.transpose(1, 2)).view(n * k, 3, -1)
+        outer = torch.bmm((values * alpha.unsqueeze(2)).view(n, k * 3, c), g.transpose(1, 2)).view(n * k, 3, -1)
         g_coupling.narrow(1, 0, 2).add_(outer.narrow(1, 1, 2).narrow(2, 1, 8))
         return torch.empty(0, device=g.device)
 
@@ -170,7 +175,7 @@ class FusedAttention(nn.Module):
 
     def forward(
         self, query: Tensor, value: Tensor, neighbors: Tensor, spline: tuple[Tensor, Tensor, Tensor], coupling: Tensor, log_cutoff: Tensor
-    ) -> tuple[Tensor, list[Tensor]]:
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Gather the weighted messages of some receivers.
 
         Parameters
@@ -188,25 +193,36 @@ class FusedAttention(nn.Module):
 
         Returns
         -------
-        tuple of Tensor and list of Tensor
-            ``(n, components_out, c)``, and what `adjoint` needs.
+        tuple of Tensor, Tensor and list of Tensor
+            The sum ``(n, components_out, c)``, the weights ``(n, k, c)``, and what `make` gives.
+        """
+        n, k, c = neighbors.shape[0], neighbors.shape[1], self.channels
+        made = self.make(query, value, neighbors, spline, coupling)
+        d, low = made[3].select(1, 0).view(n, k, -1, c), made[4].select(1, 0).view(n, k, -1, c)
+        rest = query.narrow(1, 1, self.columns - 1).unsqueeze(1)
+        alpha = self.softmax((made[6] * low).sum(2) + (rest * d).sum(2), log_cutoff)
+        return self._gather(alpha, made[5], d, low), alpha, made
+
+    def make(self, query: Tensor, value: Tensor, neighbors: Tensor, spline: tuple[Tensor, Tensor, Tensor], coupling: Tensor) -> list[Tensor]:
+        """What is made of the edges before the softmax, arguments as `forward`; `adjoint` needs it.
+
+        Returns
+        -------
+        list of Tensor
+            F ``(e, 9, c)``, A F ``(e, 6, c)``, psi ``(e, m, paths, c)``, D ``(e, m, components_out - 1, c)``, L ``(e, m, rows, c)``, the part
+            of A that acts on L ``(n, k rows, components_out)``, and A q ``(n, k, rows, c)``.
         """
         n, k, c = neighbors.shape[0], neighbors.shape[1], self.channels
         sender = value.index_select(0, neighbors.reshape(-1))
-        contracted = torch.bmm(coupling, sender)  # (e, 6, c)
+        contracted = torch.bmm(coupling, sender)
         psi = self.table(spline[0], spline[1], spline[2]).view(n * k, -1, self.n_paths, c)
         direct, lifted = self._parts(psi, sender, contracted)
-        d, low = direct.select(1, 0).view(n, k, -1, c), lifted.select(1, 0).view(n, k, -1, c)
         lift = coupling if self.degree_out == 2 else coupling.narrow(1, 0, self.rows).narrow(2, 0, self.columns)
         lift = lift.reshape(n, k * self.rows, self.columns)
-        asked = torch.bmm(lift, query).view(n, k, self.rows, c)
-        rest = query.narrow(1, 1, self.columns - 1).unsqueeze(1)
-        alpha = self.softmax((asked * low).sum(2) + (rest * d).sum(2), log_cutoff)
-        gathered = self._gather(alpha, lift, d, low)
-        return gathered, [sender, contracted, psi, direct, lifted, lift, asked, alpha, gathered]
+        return [sender, contracted, psi, direct, lifted, lift, torch.bmm(lift, query).view(n, k, self.rows, c)]
 
     def _parts(self, psi: Tensor, sender: Tensor, contracted: Tensor) -> tuple[Tensor, Tensor]:
-        """D ``(e, m, components_out - 1, c)`` and L ``(e, m, rows, c)``."""
+        """D and L."""
         e, m, c = psi.shape[0], psi.shape[1], self.channels
         psi0, psi1, psi2 = psi.split(self.sections, dim=2)
         orders = (psi0.view(e, m, 3, self.n_out, c) * contracted.narrow(1, 0, 3).view(e, 1, 3, 1, c)).sum(2)
@@ -227,7 +243,9 @@ class FusedAttention(nn.Module):
 
     def adjoint(
         self,
-        saved: list[Tensor],
+        made: list[Tensor],
+        alpha: Tensor,
+        gathered: Tensor,
         query: Tensor,
         neighbors: Tensor,
         coupling: Tensor,
@@ -244,8 +262,10 @@ class FusedAttention(nn.Module):
 
         Parameters
         ----------
-        saved : list of Tensor
-            From `forward`.
+        made : list of Tensor
+            From `forward`, or again from `make`, with slopes.
+        alpha, gathered : Tensor
+            Weights and result of `forward`.
         query, neighbors, coupling : Tensor
             As given to `forward`.
         g : Tensor
@@ -261,8 +281,7 @@ class FusedAttention(nn.Module):
         Tensor
             Cotangent of the query, of its shape.
         """
-        sender, contracted, psi, direct, lifted = saved[0], saved[1], saved[2], saved[3], saved[4]
-        lift, asked, alpha, gathered = saved[5], saved[6], saved[7], saved[8]
+        sender, contracted, psi, direct, lifted, lift, asked = made[0], made[1], made[2], made[3], made[4], made[5], made[6]
         n, k, c = neighbors.shape[0], neighbors.shape[1], self.channels
         e = n * k
         d, low = direct.select(1, 0).view(n, k, -1, c), lifted.select(1, 0).view(n, k, -1, c)

@@ -84,14 +84,15 @@ class FusedLayer(nn.Module):
         portion = self._portion(neighbors)
         of_edges: list[Tensor] = []
         if keep and self._keeps(neighbors):
-            gathered, of_edges = self.attention(query, value, neighbors, spline, coupling, log_cutoff)
+            gathered, alpha, of_edges = self.attention(query, value, neighbors, spline, coupling, log_cutoff)
         elif neighbors.shape[0] <= portion:
-            gathered, _ = self.attention(query, value, neighbors, values_alone(spline), coupling, log_cutoff)
+            gathered, alpha, _ = self.attention(query, value, neighbors, values_alone(spline), coupling, log_cutoff)
         else:
             # split and not slices: the gradient of a slice fills a tensor of the full size with zeros, that of split does not.
             edges = portion * neighbors.shape[1]
             rows, weights, starts = values_alone(spline)
             portions: list[Tensor] = []
+            alphas: list[Tensor] = []
             for q, j, r, w, a, c in zip(  # noqa: B905 - TorchScript knows no strict=
                 query.split(portion),
                 neighbors.split(portion),
@@ -100,11 +101,15 @@ class FusedLayer(nn.Module):
                 coupling.split(edges),
                 log_cutoff.split(portion),
             ):
-                portions.append(self.attention(q, value, j, (r, w, starts.narrow(0, 0, r.shape[0])), a, c)[0])
+                one, alpha, _ = self.attention(q, value, j, (r, w, starts.narrow(0, 0, r.shape[0])), a, c)
+                portions.append(one)
+                if keep:
+                    alphas.append(alpha)
             gathered = torch.cat(portions)
+            alpha = torch.cat(alphas) if keep else gathered
         middle = self.add(state, gathered)
         out, of_interaction = self.self_interaction(middle)
-        return out, [scale, both, value] + middle + of_interaction, of_edges
+        return out, [scale, both, value, gathered, alpha] + middle + of_interaction, of_edges
 
     def adjoint(
         self,
@@ -114,7 +119,6 @@ class FusedLayer(nn.Module):
         neighbors: Tensor,
         spline: tuple[Tensor, Tensor, Tensor],
         coupling: Tensor,
-        log_cutoff: Tensor,
         g: list[Tensor],
         g_slots: Tensor,
         g_coupling: Tensor,
@@ -128,7 +132,7 @@ class FusedLayer(nn.Module):
             As given to `forward`.
         of_atoms, of_edges : list of Tensor
             From `forward`.
-        neighbors, spline, coupling, log_cutoff
+        neighbors, spline, coupling
             As given to `forward`, the spline with slopes.
         g : list of Tensor
             Cotangent of the state after.
@@ -140,33 +144,36 @@ class FusedLayer(nn.Module):
         list of Tensor
             One per degree; empty for the first layer, whose state does not depend on the positions.
         """
-        scale, both, value = of_atoms[0], of_atoms[1], of_atoms[2]
+        scale, both, value, gathered, alpha = of_atoms[0], of_atoms[1], of_atoms[2], of_atoms[3], of_atoms[4]
         query = both.narrow(2, self.channels, self.channels).narrow(1, 0, self.asked)
         n_degrees = len(g)
-        g = self.self_interaction.adjoint(of_atoms[3 : 3 + n_degrees], of_atoms[3 + n_degrees :], g)
+        g = self.self_interaction.adjoint(of_atoms[5 : 5 + n_degrees], of_atoms[5 + n_degrees :], g)
         g_gathered = self.add.adjoint(g)
         g_value = torch.zeros_like(value)
         if len(of_edges) > 0:
-            g_query = self.attention.adjoint(of_edges, query, neighbors, coupling, g_gathered, g_value, g_slots, g_coupling, g_log_cutoff)
+            g_query = self.attention.adjoint(
+                of_edges, alpha, gathered, query, neighbors, coupling, g_gathered, g_value, g_slots, g_coupling, g_log_cutoff
+            )
         else:
             portion = self._portion(neighbors)
             edges = portion * neighbors.shape[1]
             portions: list[Tensor] = []
-            for q, j, r, w, a, c, p, s, b, o in zip(  # noqa: B905 - TorchScript knows no strict=
+            for q, j, r, w, a, x, y, p, s, b, o in zip(  # noqa: B905 - TorchScript knows no strict=
                 query.split(portion),
                 neighbors.split(portion),
                 spline[0].split(edges),
                 spline[1].split(edges),
                 coupling.split(edges),
-                log_cutoff.split(portion),
+                alpha.split(portion),
+                gathered.split(portion),
                 g_gathered.split(portion),
                 g_slots.split(edges),
                 g_coupling.split(edges),
                 g_log_cutoff.split(portion),
             ):
                 starts = spline[2].narrow(0, 0, r.shape[0] * r.shape[1])
-                again = self.attention(q, value, j, (r, w, starts), a, c)[1]
-                portions.append(self.attention.adjoint(again, q, j, a, p, g_value, s, b, o))
+                again = self.attention.make(q, value, j, (r, w, starts), a)
+                portions.append(self.attention.adjoint(again, x, y, q, j, a, p, g_value, s, b, o))
             g_query = torch.cat(portions)
         if self.is_first:
             return []
@@ -259,6 +266,6 @@ class FusedTransformer(nn.Module):
                 # From the last to the first: TorchScript runs through a ModuleList in its own order alone.
                 for i, module in enumerate(self.layers):
                     if i == last:
-                        g = module.adjoint(state, atoms, edges, neighbors, spline, coupling, log_cutoff, g, g_slots, g_coupling, g_log_cutoff)
+                        g = module.adjoint(state, atoms, edges, neighbors, spline, coupling, g, g_slots, g_coupling, g_log_cutoff)
             g_distance = g_distance + (g_slots * self.spline.per_length).view(g_distance.shape)
             return energy, force, self.geometry.adjoint(distance, u, mask, g_distance, g_coupling, g_log_cutoff)
