@@ -120,7 +120,7 @@ def test_portions_of_receivers_change_nothing():
     species, positions = random_cluster(20, spread=2.0)
     neighbors, mask = all_pairs(positions, fused.cutoff)
     whole = outputs_and_gradient(fused, species, positions, neighbors, mask)
-    for layer in fused.layers:
+    for layer in [*fused.layers, fused.last]:
         layer.edges_at_once_cpu = 3 * neighbors.shape[1] + 1
     for a, b in zip(outputs_and_gradient(fused, species, positions, neighbors, mask), whole, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
@@ -154,7 +154,7 @@ class TestAdjointsOfNodes:
 
     @pytest.mark.parametrize("layer", [0, 1, 2])
     def test_merged_and_added_maps(self, network, layer):
-        block = network.layers[layer]
+        block = [*network.layers, network.last][layer]
         state = random_state(network, self.n, len(block.components))
         out = block.value_query(state)
         g, total = cotangents(out)
@@ -176,7 +176,7 @@ class TestAdjointsOfNodes:
 
     @pytest.mark.parametrize("layer", [0, 2])
     def test_self_interaction(self, network, layer):
-        module = network.layers[layer].self_interaction
+        module = [*network.layers, network.last][layer].self_interaction
         state = random_state(network, self.n, len(module.channels))
         out, saved = module(state)
         g, total = cotangents(out)
@@ -213,7 +213,7 @@ class TestAdjointsOfEdges:
         """Degree 0 in; 2 in and out; 2 in, 1 out."""
         displacement, neighbors, mask = self.edges(network)
         distance, _, coupling, log_cutoff = (x.detach().requires_grad_(True) for x in network.geometry(displacement, mask))
-        block = network.layers[layer]
+        block = [*network.layers, network.last][layer]
         module, c = block.attention, block.channels
         value = randn(self.n, sum(block.components), c, seed=5).requires_grad_(True)
         query = randn(self.n, block.asked, c, seed=6).requires_grad_(True)
@@ -280,10 +280,10 @@ class TestGradient:
         arguments = self.edges(20, network.cutoff)
         expected = network.energy_and_gradient(*arguments)
         in_portions = FusedTransformer(seasoned_network())
-        for layer in in_portions.layers:
+        for layer in [*in_portions.layers, in_portions.last]:
             layer.edges_kept_cpu, layer.edges_at_once_cpu = 0, 3 * arguments[2].shape[1] + 1  # the last portion is not full
         whole = FusedTransformer(seasoned_network())
-        for layer in whole.layers:
+        for layer in [*whole.layers, whole.last]:
             layer.edges_kept_cpu = 0
         for other in (torch.jit.script(in_portions), in_portions, whole):
             for a, b in zip(other.energy_and_gradient(*arguments), expected, strict=True):
@@ -323,7 +323,7 @@ class TestGradient:
 def test_exported_conservative_forces(n_atoms, periodic):
     """Scripted and frozen, as in OpenMM: minus the gradient of the energy, which autograd takes from the same file."""
     model = ExportedModel(seasoned_network(), NUMBERS).double().eval()
-    for layer in model.network.layers:
+    for layer in [*model.network.layers, model.network.last]:
         layer.edges_at_once_cpu = layer.edges_kept_cpu = 512
     scripted = torch.jit.script(model)
     frozen = torch.jit.freeze(torch.jit.script(model), preserved_attrs=["conservative_and_direct"])

@@ -51,13 +51,30 @@ class FusedLayer(nn.Module):
         self.add = AddedLinear(attention.out, len(layer.norm.gains))
         self.self_interaction = FusedSelfInteraction(layer.self_interaction, layer.norm_after)
 
-    def _portion(self, neighbors: Tensor) -> int:
+    def portion(self, neighbors: Tensor) -> int:
         """Receivers treated at once."""
         return max(1, (self.edges_at_once_gpu if neighbors.is_cuda else self.edges_at_once_cpu) // neighbors.shape[1])
 
-    def _keeps(self, neighbors: Tensor) -> bool:
+    def keeps(self, neighbors: Tensor) -> bool:
         """Whether the gradient uses what `forward` made of the edges."""
         return neighbors.numel() <= (self.edges_kept_gpu if neighbors.is_cuda else self.edges_kept_cpu)
+
+    def before(self, state: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Scale of the norm, values and queries side by side, values, queries."""
+        scale = self.scale(state)
+        both = torch.cat(self.value_query(state), dim=1) * scale
+        return scale, both, both.narrow(2, 0, self.channels).contiguous(), both.narrow(2, self.channels, self.channels).narrow(1, 0, self.asked)
+
+    def before_adjoint(self, state: list[Tensor], scale: Tensor, both: Tensor, g_value: Tensor, g_query: Tensor, g: list[Tensor]) -> list[Tensor]:
+        """Cotangent of the state before from those of values, queries and, `g`, of the residual stream."""
+        if g_query.shape[1] < g_value.shape[1]:
+            g_query = torch.constant_pad_nd(g_query, [0, 0, 0, g_value.shape[1] - g_query.shape[1]])
+        g_both = torch.cat([g_value, g_query], dim=2)
+        # Degrees that end in this layer are needed for values alone.
+        for degree in range(len(g), len(state)):
+            g.append(torch.zeros_like(state[degree]))
+        g = self.value_query.adjoint((g_both * scale).split(self.components, dim=1), g)
+        return self.scale.adjoint(state, scale, (g_both * both).sum([1, 2]).unsqueeze(1), g)
 
     def forward(
         self, state: list[Tensor], neighbors: Tensor, spline: tuple[Tensor, Tensor, Tensor], coupling: Tensor, log_cutoff: Tensor, keep: bool = False
@@ -78,12 +95,10 @@ class FusedLayer(nn.Module):
         tuple of list of Tensor
             The state, and what `adjoint` needs of atoms and of edges.
         """
-        scale = self.scale(state)
-        both = torch.cat(self.value_query(state), dim=1) * scale
-        value, query = both.narrow(2, 0, self.channels).contiguous(), both.narrow(2, self.channels, self.channels).narrow(1, 0, self.asked)
-        portion = self._portion(neighbors)
+        scale, both, value, query = self.before(state)
+        portion = self.portion(neighbors)
         of_edges: list[Tensor] = []
-        if keep and self._keeps(neighbors):
+        if keep and self.keeps(neighbors):
             gathered, alpha, of_edges = self.attention(query, value, neighbors, spline, coupling, log_cutoff)
         elif neighbors.shape[0] <= portion:
             gathered, alpha, _ = self.attention(query, value, neighbors, values_alone(spline), coupling, log_cutoff)
@@ -155,7 +170,7 @@ class FusedLayer(nn.Module):
                 of_edges, alpha, gathered, query, neighbors, coupling, g_gathered, g_value, g_slots, g_coupling, g_log_cutoff
             )
         else:
-            portion = self._portion(neighbors)
+            portion = self.portion(neighbors)
             edges = portion * neighbors.shape[1]
             portions: list[Tensor] = []
             for q, j, r, w, a, x, y, p, s, b, o in zip(  # noqa: B905 - TorchScript knows no strict=
@@ -177,14 +192,7 @@ class FusedLayer(nn.Module):
             g_query = torch.cat(portions)
         if self.is_first:
             return []
-        if g_query.shape[1] < g_value.shape[1]:
-            g_query = torch.constant_pad_nd(g_query, [0, 0, 0, g_value.shape[1] - g_query.shape[1]])
-        g_both = torch.cat([g_value, g_query], dim=2)
-        # Degrees that end in this layer are needed for values alone.
-        for degree in range(n_degrees, len(state)):
-            g.append(torch.zeros_like(state[degree]))
-        g = self.value_query.adjoint((g_both * scale).split(self.components, dim=1), g)
-        return self.scale.adjoint(state, scale, (g_both * both).sum([1, 2]).unsqueeze(1), g)
+        return self.before_adjoint(state, scale, both, g_value, g_query, g)
 
 
 class FusedTransformer(nn.Module):
@@ -207,7 +215,8 @@ class FusedTransformer(nn.Module):
         self.cutoff = network.cutoff
         self.geometry = FusedGeometry(network.cutoff)
         self.spline = SplineBasis(network.cutoff, N_INTERVALS)
-        self.layers = nn.ModuleList(FusedLayer(cast(TransformerLayer, layer), source.basis) for layer in source.layers)
+        layers = [FusedLayer(cast(TransformerLayer, layer), source.basis) for layer in source.layers]
+        self.layers, self.last = nn.ModuleList(layers[:-1]), layers[-1]
         self.readout = FusedReadout(source.energy_readout, source.force_readout, source.final_norm, source.energy_scale, source.force_scale)
         self.repulsion = TabulatedRepulsion(source.repulsion)
         self.register_buffer("embedding", source.embedding.weight.detach().clone().unsqueeze(1))
@@ -222,6 +231,7 @@ class FusedTransformer(nn.Module):
         state = [self.embedding.index_select(0, species)]
         for layer in self.layers:
             state, _, _ = layer(state, neighbors, spline, coupling, log_cutoff)
+        state, _, _ = self.last(state, neighbors, spline, coupling, log_cutoff)
         energy, force, _ = self.readout(state)
         repulsion_energy, repulsion_force = self.repulsion(species, neighbors, distance, u, mask)
         return energy + self.energy_shift.index_select(0, species) + repulsion_energy, force + repulsion_force
@@ -252,20 +262,71 @@ class FusedTransformer(nn.Module):
                 states.append(after)
                 of_atoms.append(atoms)
                 of_edges.append(edges)
-            energy, force, of_readout = self.readout(states[-1])
-            repulsion_energy, repulsion_force, g_distance = self.repulsion.evaluate(species, neighbors, distance, u, mask, True)
-            energy = energy + self.energy_shift.index_select(0, species) + repulsion_energy
-            force = force + repulsion_force
-            g = self.readout.adjoint(states[-1], of_readout)
             g_slots = torch.zeros_like(coupling.select(2, 0).select(1, 0))
             g_coupling = torch.zeros([coupling.shape[0], coupling.shape[1] - 1, coupling.shape[2] - 1], dtype=coupling.dtype, device=coupling.device)
             g_log_cutoff = torch.zeros_like(log_cutoff.squeeze(2))
+            energy, force, g = self._turn(states[-1], neighbors, spline, coupling, log_cutoff, g_slots, g_coupling, g_log_cutoff)
+            repulsion_energy, repulsion_force, g_distance = self.repulsion.evaluate(species, neighbors, distance, u, mask, True)
+            energy = energy + self.energy_shift.index_select(0, species) + repulsion_energy
+            force = force + repulsion_force
             for _ in range(len(of_atoms)):
-                last = len(of_atoms) - 1
-                state, atoms, edges = states[last], of_atoms.pop(), of_edges.pop()
+                index = len(of_atoms) - 1
+                state, atoms, edges = states[index], of_atoms.pop(), of_edges.pop()
                 # From the last to the first: TorchScript runs through a ModuleList in its own order alone.
                 for i, module in enumerate(self.layers):
-                    if i == last:
+                    if i == index:
                         g = module.adjoint(state, atoms, edges, neighbors, spline, coupling, g, g_slots, g_coupling, g_log_cutoff)
             g_distance = g_distance + (g_slots * self.spline.per_length).view(g_distance.shape)
             return energy, force, self.geometry.adjoint(distance, u, mask, g_distance, g_coupling, g_log_cutoff)
+
+    def _turn(
+        self,
+        state: list[Tensor],
+        neighbors: Tensor,
+        spline: tuple[Tensor, Tensor, Tensor],
+        coupling: Tensor,
+        log_cutoff: Tensor,
+        g_slots: Tensor,
+        g_coupling: Tensor,
+        g_log_cutoff: Tensor,
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """The last layer, there and back at once: what follows its attention is done by every atom on its own.
+
+        Energies, forces, and the cotangent of the state before the layer; arguments as in `FusedLayer.forward` and `FusedLayer.adjoint`.
+        """
+        layer = self.last
+        scale, both, value, query = layer.before(state)
+        portion = neighbors.shape[0] if layer.keeps(neighbors) else layer.portion(neighbors)
+        edges = portion * neighbors.shape[1]
+        g_value = torch.zeros_like(value)
+        energies: list[Tensor] = []
+        forces: list[Tensor] = []
+        g_queries: list[Tensor] = []
+        g_scalars: list[Tensor] = []
+        g_vectors: list[Tensor] = []
+        for s, v, q, j, r, w, a, c, t, b, o in zip(  # noqa: B905 - TorchScript knows no strict=
+            state[0].split(portion),
+            state[1].split(portion),
+            query.split(portion),
+            neighbors.split(portion),
+            spline[0].split(edges),
+            spline[1].split(edges),
+            coupling.split(edges),
+            log_cutoff.split(portion),
+            g_slots.split(edges),
+            g_coupling.split(edges),
+            g_log_cutoff.split(portion),
+        ):
+            starts = spline[2].narrow(0, 0, r.shape[0] * r.shape[1])
+            gathered, alpha, made = layer.attention(q, value, j, (r, w, starts), a, c)
+            middle = layer.add([s, v], gathered)
+            after, of_interaction = layer.self_interaction(middle)
+            energy, force, of_readout = self.readout(after)
+            g = layer.self_interaction.adjoint(middle, of_interaction, self.readout.adjoint(after, of_readout))
+            g_queries.append(layer.attention.adjoint(made, alpha, gathered, q, j, a, layer.add.adjoint(g), g_value, t, b, o))
+            energies.append(energy)
+            forces.append(force)
+            g_scalars.append(g[0])
+            g_vectors.append(g[1])
+        g = layer.before_adjoint(state, scale, both, g_value, torch.cat(g_queries), [torch.cat(g_scalars), torch.cat(g_vectors)])
+        return torch.cat(energies), torch.cat(forces), g
