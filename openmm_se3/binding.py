@@ -27,7 +27,7 @@ class _Bound(nn.Module):
         self.register_buffer("atoms", atoms)
 
     def _select(self, positions: Tensor) -> Tensor:
-        """Positions of the model's atoms, as a copy of its own: freezing, which TorchForce does, drops detach()."""
+        """Positions of the model's atoms, a copy: freezing, which TorchForce does, drops detach(), and with it the end of a record."""
         return positions.clone() if self.all_atoms else positions.index_select(0, self.atoms.to(positions.device))
 
     def _spread(self, forces: Tensor, positions: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class _AutogradConservative(_Bound):
         gradient = torch.autograd.grad([energy], [x])[0]
         assert gradient is not None  # TorchScript's type is Optional
         with torch.no_grad():
-            return energy.detach(), self._spread(gradient.neg(), positions)
+            return energy.clone(), self._spread(gradient.neg(), positions)  # a copy, for the reason in _select
 
 
 class _AutogradCorrection(_Bound):
@@ -96,7 +96,7 @@ class _AutogradCorrection(_Bound):
         gradient = torch.autograd.grad([energy], [x])[0]
         assert gradient is not None
         with torch.no_grad():
-            return energy.detach(), self._spread(-(gradient + direct), positions)
+            return energy.clone(), self._spread(-(gradient + direct), positions)
 
 
 class _Scaled(nn.Module):

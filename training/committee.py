@@ -56,7 +56,7 @@ class CommitteeNetwork(nn.Module):
         forces: list[Tensor] = []
         gradients: list[Tensor] = []
         for member in self.members:
-            energy, force, gradient = member.energy_and_gradient(species, displacement, neighbors, mask)
+            energy, force, gradient = member.energy_and_gradient(species, displacement, neighbors, mask)  # type: ignore[operator]
             energies.append(energy)
             forces.append(force)
             gradients.append(gradient)

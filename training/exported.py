@@ -42,9 +42,7 @@ class ExportedModel(nn.Module):
         poison[list(atomic_numbers)] = 0.0
         self.register_buffer("poison_of_number", poison)
 
-    def _prepare(
-        self, positions: Tensor, atomic_numbers: Tensor, box_vectors: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _prepare(self, positions: Tensor, atomic_numbers: Tensor, box_vectors: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Species, displacements (Angstrom), neighbours and mask for the network; and the float64 factor () from eV to kJ/mol."""
         if positions.dim() != 2 or positions.shape[1] != 3 or positions.shape[0] != atomic_numbers.shape[0]:
             raise ValueError("positions must be (n_atoms, 3) and atomic_numbers (n_atoms,)")
@@ -105,9 +103,7 @@ class ExportedModel(nn.Module):
         return energy.to(device), direct.to(device).contiguous()
 
     @torch.jit.export
-    def conservative_and_direct(
-        self, positions: Tensor, atomic_numbers: Tensor, box_vectors: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def conservative_and_direct(self, positions: Tensor, atomic_numbers: Tensor, box_vectors: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Energy, conservative and direct forces from one evaluation; no gradient is recorded, so none is kept.
 
         Parameters
@@ -126,7 +122,7 @@ class ExportedModel(nn.Module):
         x = positions.detach().to(home)
         with torch.no_grad():
             species, displacement, neighbors, mask, factor = self._prepare(x, atomic_numbers.to(home), box_vectors)
-        energies, forces, gradient = self.network.energy_and_gradient(species, displacement, neighbors, mask)
+        energies, forces, gradient = self.network.energy_and_gradient(species, displacement, neighbors, mask)  # type: ignore[operator]
         with torch.no_grad():
             energy = energies.to(torch.float64).sum() * factor
             direct = self._direct(forces, factor, x, box_vectors)

@@ -198,10 +198,10 @@ class FusedAttention(nn.Module):
         """
         n, k, c = neighbors.shape[0], neighbors.shape[1], self.channels
         made = self.make(query, value, neighbors, spline, coupling)
-        d, low = made[3].select(1, 0).view(n, k, -1, c), made[4].select(1, 0).view(n, k, -1, c)
+        d, low = made[2].select(1, 0).view(n, k, -1, c), made[3].select(1, 0).view(n, k, -1, c)
         rest = query.narrow(1, 1, self.columns - 1).unsqueeze(1)
-        alpha = self.softmax((made[6] * low).sum(2) + (rest * d).sum(2), log_cutoff)
-        return self._gather(alpha, made[5], d, low), alpha, made
+        alpha = self.softmax((made[5] * low).sum(2) + (rest * d).sum(2), log_cutoff)
+        return self._gather(alpha, made[4], d, low), alpha, made
 
     def make(self, query: Tensor, value: Tensor, neighbors: Tensor, spline: tuple[Tensor, Tensor, Tensor], coupling: Tensor) -> list[Tensor]:
         """What is made of the edges before the softmax, arguments as `forward`; `adjoint` needs it.
@@ -209,7 +209,7 @@ class FusedAttention(nn.Module):
         Returns
         -------
         list of Tensor
-            F ``(e, 9, c)``, A F ``(e, 6, c)``, psi ``(e, m, paths, c)``, D ``(e, m, components_out - 1, c)``, L ``(e, m, rows, c)``, the part
+            F ``(e, 9, c)``, psi ``(e, m, paths, c)``, D ``(e, m, components_out - 1, c)``, L ``(e, m, rows, c)``, the part
             of A that acts on L ``(n, k rows, components_out)``, and A q ``(n, k, rows, c)``.
         """
         n, k, c = neighbors.shape[0], neighbors.shape[1], self.channels
@@ -219,7 +219,7 @@ class FusedAttention(nn.Module):
         direct, lifted = self._parts(psi, sender, contracted)
         lift = coupling if self.degree_out == 2 else coupling.narrow(1, 0, self.rows).narrow(2, 0, self.columns)
         lift = lift.reshape(n, k * self.rows, self.columns)
-        return [sender, contracted, psi, direct, lifted, lift, torch.bmm(lift, query).view(n, k, self.rows, c)]
+        return [sender, psi, direct, lifted, lift, torch.bmm(lift, query).view(n, k, self.rows, c)]
 
     def _parts(self, psi: Tensor, sender: Tensor, contracted: Tensor) -> tuple[Tensor, Tensor]:
         """D and L."""
@@ -281,7 +281,7 @@ class FusedAttention(nn.Module):
         Tensor
             Cotangent of the query, of its shape.
         """
-        sender, contracted, psi, direct, lifted, lift, asked = made[0], made[1], made[2], made[3], made[4], made[5], made[6]
+        sender, psi, direct, lifted, lift, asked = made[0], made[1], made[2], made[3], made[4], made[5]
         n, k, c = neighbors.shape[0], neighbors.shape[1], self.channels
         e = n * k
         d, low = direct.select(1, 0).view(n, k, -1, c), lifted.select(1, 0).view(n, k, -1, c)

@@ -83,9 +83,7 @@ class FusedGeometry(nn.Module):
         coupling = torch.mm(monomials, (self.expansion * torch.rsqrt(self.squared_norms)).view(13, -1))
         return distance, u, coupling.view(-1, self.expansion.shape[1], self.expansion.shape[2]), log_cutoff
 
-    def adjoint(
-        self, distance: Tensor, u: Tensor, mask: Tensor, g_distance: Tensor, g_coupling: Tensor, g_log_cutoff: Tensor
-    ) -> Tensor:
+    def adjoint(self, distance: Tensor, u: Tensor, mask: Tensor, g_distance: Tensor, g_coupling: Tensor, g_log_cutoff: Tensor) -> Tensor:
         """Gradient with respect to the displacements d = r u: g_d = g_r u + (g_u - u (u . g_u)) / r.
 
         Parameters

@@ -124,7 +124,7 @@ class FusedLayer(nn.Module):
             alpha = torch.cat(alphas) if keep else gathered
         middle = self.add(state, gathered)
         out, of_interaction = self.self_interaction(middle)
-        return out, [scale, both, value, gathered, alpha] + middle + of_interaction, of_edges
+        return out, [scale, both, value, gathered, alpha] + middle + of_interaction, of_edges  # noqa: RUF005 - TorchScript knows no unpacking
 
     def adjoint(
         self,
@@ -275,7 +275,7 @@ class FusedTransformer(nn.Module):
                 # From the last to the first: TorchScript runs through a ModuleList in its own order alone.
                 for i, module in enumerate(self.layers):
                     if i == index:
-                        g = module.adjoint(state, atoms, edges, neighbors, spline, coupling, g, g_slots, g_coupling, g_log_cutoff)
+                        g = module.adjoint(state, atoms, edges, neighbors, spline, coupling, g, g_slots, g_coupling, g_log_cutoff)  # type: ignore[operator]
             g_distance = g_distance + (g_slots * self.spline.per_length).view(g_distance.shape)
             return energy, force, self.geometry.adjoint(distance, u, mask, g_distance, g_coupling, g_log_cutoff)
 

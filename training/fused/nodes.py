@@ -219,7 +219,7 @@ class FusedSelfInteraction(nn.Module):
         out = [torch.addcmul(state[0] + parts[0], parts[1], mixed[0])]
         for degree in range(1, len(mixed)):
             out.append(torch.addcmul(state[degree], parts[degree + 1], mixed[degree]))
-        return out, [scale, x, hidden, gates] + images
+        return out, [scale, x, hidden, gates] + images  # noqa: RUF005 - TorchScript knows no unpacking
 
     def adjoint(self, state: list[Tensor], saved: list[Tensor], g: list[Tensor]) -> list[Tensor]:
         """Cotangent of the state after to that of the state before, by the product and the chain rule.
@@ -241,7 +241,7 @@ class FusedSelfInteraction(nn.Module):
             left, right, _ = saved[4 + degree].split([self.n_products, self.n_products, channels], dim=2)
             g_product = g_inputs[degree + 1]
             g_images.append(torch.cat([g_product * right, g_product * left, parts[degree + 1] * g[degree]], dim=2) * scale)
-        direct = [torch.addcmul(g[0], g_inputs[0], scale)] + g[1:]
+        direct = [torch.addcmul(g[0], g_inputs[0], scale)] + g[1:]  # noqa: RUF005
         product = torch.addmm(torch.mm(g_x * x, self.order_of_input), g_gate * gates, self.order_of_gate)
         return self.scale.adjoint(state, scale, product, self.linear.adjoint(g_images, direct))
 
