@@ -13,11 +13,12 @@ import time
 import torch
 
 from training.fused.attention import FusedAttention
-from training.fused.network import N_INTERVALS, NO_WEIGHT
+from training.fused.edges import FusedGeometry
+from training.fused.network import N_INTERVALS
 from training.fused.spline import SplineBasis
 from training.network.attention import EquivariantAttention
 from training.network.geometry import EdgeGeometry
-from training.network.radial import BesselBasis, envelope
+from training.network.radial import BesselBasis
 from training.network.reference.basis_kernels import BasisKernels
 from training.network.reference.radial_kernels import RadialKernels
 
@@ -38,12 +39,13 @@ def main():
     displacement = torch.nn.functional.normalize(torch.randn(n, k, 3), dim=-1) * (0.9 + 4.0 * torch.rand(n, k, 1))
     neighbors = torch.randint(0, n, (n, k))
     features = [torch.randn(n, 2 * degree + 1, channels) for degree, channels in enumerate(c)]
-    distance, direction, coupling = EdgeGeometry()(displacement, torch.ones(n, k, dtype=torch.bool))
+    mask = torch.ones(n, k, dtype=torch.bool)
+    distance, direction, _ = EdgeGeometry()(displacement, mask)
     bessel = BesselBasis(N_BASIS, CUTOFF)
     basis_kernels, kernels = BasisKernels(2, natural_parity=False), RadialKernels(c, c, 2, False, N_BASIS, HIDDEN)
     trained = EquivariantAttention(c, c, arguments.channels, 8, N_BASIS, HIDDEN).double()
     fused = FusedAttention(trained, BesselBasis(N_BASIS, CUTOFF), N_INTERVALS).float()
-    spline = SplineBasis(CUTOFF, N_INTERVALS)
+    edges, spline = FusedGeometry(CUTOFF).float(), SplineBasis(CUTOFF, N_INTERVALS)
     value = torch.cat(features, dim=1)
 
     def full(part):
@@ -52,11 +54,8 @@ def main():
         return kernels(sender, scalars, basis_kernels(direction[part]))
 
     def inference(part):
-        u = direction[part].reshape(-1, 3)
-        g = coupling[part].reshape(-1, 5, 3)
-        harmonics = torch.cat([torch.ones_like(u[:, :1]), u, torch.bmm(g, u.unsqueeze(2)).squeeze(2)], dim=1)
-        log_cutoff = torch.log(envelope(distance[part], CUTOFF)).clamp_min(NO_WEIGHT).unsqueeze(-1)
-        return fused(value[part], value, neighbors[part], *spline(distance[part].reshape(-1)), harmonics, g, log_cutoff)
+        geometry = edges(displacement[part], mask[part])
+        return fused(value[part], value, neighbors[part], spline(geometry[0].reshape(-1)), geometry[2], geometry[3])
 
     times = {"full kernels": [], "inference form": []}
     with torch.no_grad():

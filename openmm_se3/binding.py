@@ -11,8 +11,8 @@ from torch import Tensor, nn
 class _Bound(nn.Module):
     """A model with the atoms of a System that it describes, as buffers, so that they follow it to the GPU.
 
-    The forward methods call nothing but the model: torch 2.12 crashes the process when an error is raised through one more
-    method of a frozen module, in place of handing the error on.
+    The forward methods call the model themselves: torch 2.12 crashes the process when an error is raised through one more method of a
+    frozen module, in place of handing the error on. The gradient of the positions, which OpenMM's CPU kernels ask for always, is not used.
     """
 
     atomic_numbers: Tensor
@@ -26,44 +26,77 @@ class _Bound(nn.Module):
         self.register_buffer("atomic_numbers", atomic_numbers)
         self.register_buffer("atoms", atoms)
 
+    def _select(self, positions: Tensor) -> Tensor:
+        """Positions of the model's atoms, a copy: freezing, which TorchForce does, drops detach(), and with it the end of a record."""
+        return positions.clone() if self.all_atoms else positions.index_select(0, self.atoms.to(positions.device))
+
+    def _spread(self, forces: Tensor, positions: Tensor) -> Tensor:
+        """Forces on all particles; those outside the model get none."""
+        if not self.all_atoms:
+            forces = torch.zeros_like(positions).index_copy(0, self.atoms.to(positions.device), forces.to(positions))
+        # TorchForce reads a raw pointer: dtype, device and layout must be those of the positions.
+        return forces.to(positions).contiguous()
+
 
 class _Direct(_Bound):
-    """Energy and direct forces of all particles; those outside the model get none."""
+    """Energy and direct forces."""
 
     def forward(self, positions: Tensor, box_vectors: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:  # noqa: UP045
         with torch.no_grad():
-            x = positions.detach()
-            if self.all_atoms:
-                energy, forces = self.model(x, self.atomic_numbers, box_vectors)
-            else:
-                atoms = self.atoms.to(x.device)
-                energy, selected = self.model(x.index_select(0, atoms), self.atomic_numbers, box_vectors)
-                forces = torch.zeros_like(x).index_copy(0, atoms, selected)
+            energy, forces = self.model(self._select(positions), self.atomic_numbers, box_vectors)
             if self.without_energy:
                 energy = torch.zeros_like(energy)
-            # TorchForce reads a raw pointer: dtype, device and layout must be those of the positions.
-            return energy, forces.to(x).contiguous()
+            return energy, self._spread(forces, positions)
 
 
 class _Conservative(_Bound):
-    """Energy of the model's atoms, to be differentiated."""
+    """Energy and conservative forces."""
 
-    def forward(self, positions: Tensor, box_vectors: Optional[Tensor] = None) -> Tensor:  # noqa: UP045
-        x = positions if self.all_atoms else positions.index_select(0, self.atoms.to(positions.device))
-        return self.model.energy(x, self.atomic_numbers, box_vectors)
+    def forward(self, positions: Tensor, box_vectors: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:  # noqa: UP045
+        with torch.no_grad():
+            x = self._select(positions)
+        energy, forces, _ = self.model.conservative_and_direct(x, self.atomic_numbers, box_vectors)
+        with torch.no_grad():
+            return energy, self._spread(forces, positions)
 
 
 class _Correction(_Bound):
-    """Energy of the model's atoms, whose gradient lacks the direct forces: what is left are the conservative forces minus those."""
+    """Energy, and the conservative forces minus the direct ones."""
 
-    def forward(self, positions: Tensor, box_vectors: Optional[Tensor] = None) -> Tensor:  # noqa: UP045
-        x = positions if self.all_atoms else positions.index_select(0, self.atoms.to(positions.device))
-        energy, direct = self.model.energy_and_forces(x, self.atomic_numbers, box_vectors)
+    def forward(self, positions: Tensor, box_vectors: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:  # noqa: UP045
         with torch.no_grad():
-            # A copy, since freezing, which TorchForce does, drops detach() and with it the gradient of the difference below.
-            here = x.clone()
-        # The added term is zero; its gradient is the direct forces.
-        return energy + ((x - here) * direct).sum()
+            x = self._select(positions)
+        energy, forces, direct = self.model.conservative_and_direct(x, self.atomic_numbers, box_vectors)
+        with torch.no_grad():
+            return energy, self._spread(forces - direct, positions)
+
+
+class _AutogradConservative(_Bound):
+    """`_Conservative` of a file that has no method for it, as those before the contract had one."""
+
+    def forward(self, positions: Tensor, box_vectors: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:  # noqa: UP045
+        with torch.no_grad():
+            x = self._select(positions)
+        x.requires_grad_(True)
+        energy = self.model.energy(x, self.atomic_numbers, box_vectors)
+        gradient = torch.autograd.grad([energy], [x])[0]
+        assert gradient is not None  # TorchScript's type is Optional
+        with torch.no_grad():
+            return energy.clone(), self._spread(gradient.neg(), positions)  # a copy, for the reason in _select
+
+
+class _AutogradCorrection(_Bound):
+    """`_Correction` of such a file."""
+
+    def forward(self, positions: Tensor, box_vectors: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:  # noqa: UP045
+        with torch.no_grad():
+            x = self._select(positions)
+        x.requires_grad_(True)
+        energy, direct = self.model.energy_and_forces(x, self.atomic_numbers, box_vectors)
+        gradient = torch.autograd.grad([energy], [x])[0]
+        assert gradient is not None
+        with torch.no_grad():
+            return energy.clone(), self._spread(-(gradient + direct), positions)
 
 
 class _Scaled(nn.Module):
@@ -74,7 +107,7 @@ class _Scaled(nn.Module):
         self.bound = bound
         self.periodic = periodic
 
-    def _box_and_scale(self, a: Tensor, b: Optional[Tensor], c: Optional[Tensor]) -> tuple[Optional[Tensor], Tensor]:  # noqa: UP045
+    def forward(self, positions: Tensor, a: Tensor, b: Optional[Tensor] = None, c: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:  # noqa: UP045
         scale = torch.ones([], dtype=torch.float64, device=a.device)
         if not self.periodic:
             scale = scale * a.reshape([])
@@ -82,20 +115,8 @@ class _Scaled(nn.Module):
             scale = scale * b.reshape([])
         if c is not None:
             scale = scale * c.reshape([])
-        return a if self.periodic else None, scale
-
-
-class _ScaledForces(_Scaled):
-    def forward(self, positions: Tensor, a: Tensor, b: Optional[Tensor] = None, c: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:  # noqa: UP045
-        box, scale = self._box_and_scale(a, b, c)
-        energy, forces = self.bound(positions, box)
+        energy, forces = self.bound(positions, a if self.periodic else None)
         return energy * scale, (forces * scale.detach().to(forces)).contiguous()
-
-
-class _ScaledEnergy(_Scaled):
-    def forward(self, positions: Tensor, a: Tensor, b: Optional[Tensor] = None, c: Optional[Tensor] = None) -> Tensor:  # noqa: UP045
-        box, scale = self._box_and_scale(a, b, c)
-        return self.bound(positions, box) * scale
 
 
 @dataclass(frozen=True)
@@ -106,8 +127,6 @@ class Term:
     ----------
     name : str
         For the name of the OpenMM Force.
-    outputs_forces : bool
-        Whether it returns forces; else its energy is to be differentiated.
     group_offset : int
         Added to the force group that the user asked for.
     carries_energy : bool
@@ -115,16 +134,16 @@ class Term:
     """
 
     name: str
-    outputs_forces: bool
     group_offset: int
     carries_energy: bool
 
 
-_DIRECT = Term("direct", True, 0, True)
-_CONSERVATIVE = Term("conservative", False, 0, True)
-_INNER = Term("mts, direct", True, 0, False)
-_CORRECTION = Term("mts, conservative - direct", False, 1, True)
+_DIRECT = Term("direct", 0, True)
+_CONSERVATIVE = Term("conservative", 0, True)
+_INNER = Term("mts, direct", 0, False)
+_CORRECTION = Term("mts, conservative - direct", 1, True)
 _MODULES: dict[Term, type[_Bound]] = {_DIRECT: _Direct, _CONSERVATIVE: _Conservative, _INNER: _Direct, _CORRECTION: _Correction}
+_AUTOGRAD: dict[Term, type[_Bound]] = {_CONSERVATIVE: _AutogradConservative, _CORRECTION: _AutogradCorrection}
 
 #: The forces of each mode. Those of ``"mts"`` sum to the conservative model.
 TERMS: dict[str, tuple[Term, ...]] = {"direct": (_DIRECT,), "conservative": (_CONSERVATIVE,), "mts": (_INNER, _CORRECTION)}
@@ -148,28 +167,27 @@ def bind(model: torch.jit.ScriptModule, term: Term, atomic_numbers: Sequence[int
     Returns
     -------
     torch.nn.Module
-        Called with positions ``(n_particles, 3)`` nm and the box ``(3, 3)`` nm or None; returns the energy () kJ/mol, and where
-        the term outputs them forces ``(n_particles, 3)`` kJ/mol/nm.
+        Called with positions ``(n_particles, 3)`` nm and the box ``(3, 3)`` nm or None; returns the energy () kJ/mol and forces
+        ``(n_particles, 3)`` kJ/mol/nm, without a record of gradients.
     """
     everything = list(atoms) == list(range(n_particles))
-    return _MODULES[term](model, torch.tensor(list(atomic_numbers)), torch.tensor(list(atoms)), everything, not term.carries_energy).eval()
+    module = _MODULES[term] if term not in _AUTOGRAD or hasattr(model, "conservative_and_direct") else _AUTOGRAD[term]
+    return module(model, torch.tensor(list(atomic_numbers)), torch.tensor(list(atoms)), everything, not term.carries_energy).eval()
 
 
-def scale(bound: nn.Module, term: Term, periodic: bool) -> nn.Module:
+def scale(bound: nn.Module, periodic: bool) -> nn.Module:
     """Let a module from `bind` be multiplied by one or two parameters.
 
     Parameters
     ----------
     bound : torch.nn.Module
         From `bind`.
-    term : Term
-        The same as there.
     periodic : bool
         Whether it is called with a box.
 
     Returns
     -------
     torch.nn.Module
-        Called with positions, then, if `periodic`, the box, then the parameters, each one number.
+        Called with positions, then, if `periodic`, the box, then the parameters, each one number; the energy is differentiable in them.
     """
-    return (_ScaledForces if term.outputs_forces else _ScaledEnergy)(bound, periodic).eval()
+    return _Scaled(bound, periodic).eval()

@@ -176,9 +176,9 @@ def _create_torch_force(
 ) -> openmm.Force:
     bound = bind(model, term, atomic_numbers, atoms, n_particles)
     if scale_parameters:
-        bound = scale(bound, term, periodic)
+        bound = scale(bound, periodic)
     force = _import_torch_force()(torch.jit.script(bound))
-    force.setOutputsForces(term.outputs_forces)
+    force.setOutputsForces(True)
     force.setUsesPeriodicBoundaryConditions(periodic)
     for name, derivative in scale_parameters.items():
         force.addGlobalParameter(name, 1.0)

@@ -253,7 +253,8 @@ def load_model(name_or_path: str | Path) -> torch.jit.ScriptModule:
     ScriptModule
         On the CPU, float32 weights, evaluation mode. Call it as ``module(positions, atomic_numbers, box_vectors)`` with
         positions ``(n_atoms, 3)`` in nm to get the energy () in kJ/mol and direct forces ``(n_atoms, 3)`` in kJ/mol/nm;
-        ``module.energy(...)`` gives the energy alone, differentiable. Its ``.metadata`` is a `ModelMetadata`. A committee
+        ``module.conservative_and_direct(...)`` gives minus the gradient of the energy between the two, but not in files from before there
+        was such a method; ``module.energy(...)`` the energy alone, differentiable. Its ``.metadata`` is a `ModelMetadata`. A committee
         (``metadata.n_members > 1``) also has ``module.deviations(...)``, ``(n_atoms,)`` in kJ/mol/nm.
 
     Raises

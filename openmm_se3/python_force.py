@@ -56,16 +56,11 @@ class Computation:
         box = None
         if self.periodic:
             box = torch.tensor(state.getPeriodicBoxVectors(asNumpy=True).value_in_unit(unit.nanometer), dtype=torch.float64, device=device)
-        if term.outputs_forces:
-            energy, forces = self._bound(x, box)
-        else:
-            x.requires_grad_(True)
-            energy = self._bound(x, box)
-            forces = -torch.autograd.grad([energy], [x])[0]
+        energy, forces = self._bound(x, box)
         scale = 1.0
         for name in self.scale_parameters:
             scale *= state.getParameters()[name]
-        return scale * float(energy.detach()), scale * forces.cpu().numpy()
+        return scale * float(energy), scale * forces.cpu().numpy()
 
 
 def create_python_force(

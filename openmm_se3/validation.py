@@ -128,6 +128,8 @@ def validate_model(name_or_path: str | Path, with_openmm: bool = True) -> list[C
         _check_form(model, x, z, add)
         _check_symmetries(model, x64, z, EQUIVARIANCE_LIMIT[dtype], add)
         _check_physics(model, x, z, b, AGREEMENT_LIMIT[dtype], add)
+        if hasattr(model, "conservative_and_direct"):  # files from before the contract had it are still good
+            _check_conservative(model, x, z, b, AGREEMENT_LIMIT[dtype], add)
         if metadata.n_members > 1:
             _check_deviations(model, x64, z, EQUIVARIANCE_LIMIT[dtype], add)
         if with_openmm:
@@ -210,6 +212,22 @@ def _check_physics(model: torch.jit.ScriptModule, x: Tensor, z: Tensor, box: Ten
     add("atoms moved by lattice vectors: energy, kJ/mol", abs(float(moved_energy - periodic_energy)), tolerance)
     add("atoms moved by lattice vectors: forces, kJ/mol/nm", float((moved_forces - periodic_forces).abs().max()), 1e3 * tolerance)
     add("in a large box as without: energy, kJ/mol", abs(float(periodic_energy - energy)), limit)
+
+
+def _check_conservative(model: torch.jit.ScriptModule, x: Tensor, z: Tensor, box: Tensor, limit: float, add: _Add) -> None:
+    """The model's own gradient against autograd's; direct forces and energy as from `forward`; one atom alone."""
+    for name, cell in (("", None), (" in a box", box)):
+        energy, forces = model(x, z, cell)
+        expected = _conservative(model, x, z, cell)
+        worst = torch.zeros(3, dtype=torch.float64)
+        for _ in range(3):
+            got = model.conservative_and_direct(x, z, cell)
+            errors = [(got[0] - energy).abs(), (got[1] - expected).abs().max(), (got[2] - forces).abs().max()]
+            worst = torch.maximum(worst, torch.stack([e.to(torch.float64) for e in errors]))
+        add(f"conservative forces{name} = -dE/dx by autograd, kJ/mol/nm", float(worst[1]), limit)
+        add(f"energy{name}, with conservative forces or without, kJ/mol", float(worst[0]), limit)
+        add(f"direct forces{name}, with conservative forces or without, kJ/mol/nm", float(worst[2]), limit)
+    add("one atom: conservative force, kJ/mol/nm", float(model.conservative_and_direct(x[:1], z[:1])[1].abs().max()), 0.0)
 
 
 def _check_deviations(model: torch.jit.ScriptModule, x: Tensor, z: Tensor, limit: float, add: _Add) -> None:

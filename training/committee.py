@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from training.exported import ExportedModel
-from training.fused import inference_form
+from training.inference import inference_form
 from training.network import AnyNetwork
 from training.network.rigid import remove_net_force_and_torque
 
@@ -49,6 +49,19 @@ class CommitteeNetwork(nn.Module):
             forces.append(force)
         return torch.stack(energies).mean(0), torch.stack(forces)
 
+    @torch.jit.export
+    def energy_and_gradient(self, species: Tensor, displacement: Tensor, neighbors: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The results of `forward`, and the mean gradient; otherwise as `FusedTransformer.energy_and_gradient`."""
+        energies: list[Tensor] = []
+        forces: list[Tensor] = []
+        gradients: list[Tensor] = []
+        for member in self.members:
+            energy, force, gradient = member.energy_and_gradient(species, displacement, neighbors, mask)  # type: ignore[operator]
+            energies.append(energy)
+            forces.append(force)
+            gradients.append(gradient)
+        return torch.stack(energies).mean(0), torch.stack(forces), torch.stack(gradients).mean(0)
+
 
 class ExportedCommittee(ExportedModel):
     """Format 1 of the contract for the mean of several networks, and the deviation of their forces.
@@ -64,25 +77,10 @@ class ExportedCommittee(ExportedModel):
     def __init__(self, networks: list[AnyNetwork], atomic_numbers: tuple[int, ...]) -> None:
         super().__init__(CommitteeNetwork(networks), atomic_numbers)
 
-    def forward(self, positions: Tensor, atomic_numbers: Tensor, box_vectors: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Mean energy and mean direct forces; arguments and result as `ExportedModel.forward`."""
-        device = positions.device
-        home = self.species_of_number.device
-        with torch.no_grad():
-            x = positions.detach().to(home)
-            energy, forces = self._evaluate(x, atomic_numbers.to(home), box_vectors)
-            mean = remove_net_force_and_torque(forces.mean(0), x, box_vectors is None)
-        return energy.to(device), mean.to(device).contiguous()
-
-    @torch.jit.export
-    def energy_and_forces(self, positions: Tensor, atomic_numbers: Tensor, box_vectors: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Results of `forward` from one evaluation, the energy differentiable in `positions`, the forces constants."""
-        home = self.species_of_number.device
-        x = positions.to(home)
-        energy, forces = self._evaluate(x, atomic_numbers.to(home), box_vectors)
-        with torch.no_grad():
-            mean = remove_net_force_and_torque(forces.mean(0), x, box_vectors is None)
-        return energy.to(positions.device), mean.to(positions.device).contiguous()
+    def _direct(self, forces: Tensor, factor: Tensor, positions: Tensor, box_vectors: Tensor | None) -> Tensor:
+        """Mean forces of the contract from those of all members."""
+        scaled = forces.mean(0).to(positions.dtype) * (factor * self.angstrom_per_nm).to(positions.dtype)
+        return remove_net_force_and_torque(scaled, positions, box_vectors is None)
 
     @torch.jit.export
     def deviations(self, positions: Tensor, atomic_numbers: Tensor, box_vectors: Tensor | None = None) -> Tensor:
@@ -102,7 +100,9 @@ class ExportedCommittee(ExportedModel):
         home = self.species_of_number.device
         with torch.no_grad():
             x = positions.detach().to(home)
-            _, forces = self._evaluate(x, atomic_numbers.to(home), box_vectors)
+            species, displacement, neighbors, mask, factor = self._prepare(x, atomic_numbers.to(home), box_vectors)
+            _, forces = self.network(species, displacement, neighbors, mask)
+            forces = forces.to(x.dtype) * (factor * self.angstrom_per_nm).to(x.dtype)
             members: list[Tensor] = []
             for k in range(forces.shape[0]):
                 members.append(remove_net_force_and_torque(forces[k], x, box_vectors is None))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from training.fused import inference_form
+from training.inference import inference_form
 from training.neighbors import find_neighbors, minimum_image
 from training.network import AnyNetwork
 from training.network.rigid import remove_net_force_and_torque
@@ -42,8 +42,8 @@ class ExportedModel(nn.Module):
         poison[list(atomic_numbers)] = 0.0
         self.register_buffer("poison_of_number", poison)
 
-    def _evaluate(self, positions: Tensor, atomic_numbers: Tensor, box_vectors: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Energy () float64 kJ/mol and direct forces ``(n_atoms, 3)`` kJ/mol/nm, before net force and torque are removed."""
+    def _prepare(self, positions: Tensor, atomic_numbers: Tensor, box_vectors: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Species, displacements (Angstrom), neighbours and mask for the network; and the float64 factor () from eV to kJ/mol."""
         if positions.dim() != 2 or positions.shape[1] != 3 or positions.shape[0] != atomic_numbers.shape[0]:
             raise ValueError("positions must be (n_atoms, 3) and atomic_numbers (n_atoms,)")
         species = self.species_of_number.index_select(0, atomic_numbers)
@@ -61,15 +61,17 @@ class ExportedModel(nn.Module):
         # The network takes distances in the precision of the positions, but not below its own.
         if self.poison_of_number.dtype == torch.float64:
             displacement = displacement.to(torch.float64)
-        displacement = displacement * self.angstrom_per_nm
-        energy, forces = self.network(species, displacement, neighbors, mask)
         # An element that the model does not know, a coordinate that is not finite (it has no neighbours and would look like an isolated
         # atom), on a GPU also a box that is too small: none may ever give a plausible number. Zero times what is not finite is NaN.
         factor = 0.0 * x.sum() + self.poison_of_number.index_select(0, atomic_numbers).sum() + self.kj_per_mol_per_ev
         if box is not None:
             factor = torch.where(torch.diagonal(box).amin() >= 2 * self.cutoff_nm, factor, float("nan"))
-        factor = factor.to(torch.float64)
-        return energy.to(torch.float64).sum() * factor, forces.to(positions.dtype) * (factor * self.angstrom_per_nm).to(positions.dtype)
+        return species, displacement * self.angstrom_per_nm, neighbors, mask, factor.to(torch.float64)
+
+    def _direct(self, forces: Tensor, factor: Tensor, positions: Tensor, box_vectors: Tensor | None) -> Tensor:
+        """Forces of the network, eV/Angstrom, to those of the contract."""
+        scaled = forces.to(positions.dtype) * (factor * self.angstrom_per_nm).to(positions.dtype)
+        return remove_net_force_and_torque(scaled, positions, box_vectors is None)
 
     def forward(self, positions: Tensor, atomic_numbers: Tensor, box_vectors: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Energy and direct forces; no gradient is recorded.
@@ -94,23 +96,60 @@ class ExportedModel(nn.Module):
         with torch.no_grad():
             # OpenMM's CPU kernels ask for gradients of the positions always; without detach the interpreter would prepare for them.
             x = positions.detach().to(home)
-            energy, forces = self._evaluate(x, atomic_numbers.to(home), box_vectors)
-            forces = remove_net_force_and_torque(forces, x, box_vectors is None)
-        return energy.to(device), forces.to(device).contiguous()
+            species, displacement, neighbors, mask, factor = self._prepare(x, atomic_numbers.to(home), box_vectors)
+            energies, forces = self.network(species, displacement, neighbors, mask)
+            energy = energies.to(torch.float64).sum() * factor
+            direct = self._direct(forces, factor, x, box_vectors)
+        return energy.to(device), direct.to(device).contiguous()
+
+    @torch.jit.export
+    def conservative_and_direct(self, positions: Tensor, atomic_numbers: Tensor, box_vectors: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Energy, conservative and direct forces from one evaluation; no gradient is recorded, so none is kept.
+
+        Parameters
+        ----------
+        positions, atomic_numbers, box_vectors
+            As in `forward`.
+
+        Returns
+        -------
+        tuple of Tensor
+            Energy as from `forward`; minus its gradient, ``(n_atoms, 3)`` kJ/mol/nm, dtype and device of `positions`, contiguous; and the
+            forces of `forward`. The gradient comes from the reverse pass of the fused network, or, of a network that has none, from autograd.
+        """
+        device = positions.device
+        home = self.species_of_number.device
+        x = positions.detach().to(home)
+        with torch.no_grad():
+            species, displacement, neighbors, mask, factor = self._prepare(x, atomic_numbers.to(home), box_vectors)
+        energies, forces, gradient = self.network.energy_and_gradient(species, displacement, neighbors, mask)  # type: ignore[operator]
+        with torch.no_grad():
+            energy = energies.to(torch.float64).sum() * factor
+            direct = self._direct(forces, factor, x, box_vectors)
+            # d = x_j - x_i + const
+            pull = gradient.to(x.dtype) * (factor * self.angstrom_per_nm).to(x.dtype)
+            conservative = pull.sum(1).index_add(0, neighbors.view(-1), pull.view(-1, 3), alpha=-1.0)
+        return energy.to(device), conservative.to(device).contiguous(), direct.to(device).contiguous()
 
     @torch.jit.export
     def energy(self, positions: Tensor, atomic_numbers: Tensor, box_vectors: Tensor | None = None) -> Tensor:
-        """Energy alone, differentiable in `positions`; arguments as in `forward`."""
+        """Energy alone, differentiable by autograd in `positions` and `box_vectors`, any number of times; arguments as in `forward`.
+
+        For derivatives other than the conservative forces: by a strain or by the box, and second ones. It records the whole evaluation.
+        """
         home = self.species_of_number.device
-        energy, _ = self._evaluate(positions.to(home), atomic_numbers.to(home), box_vectors)
-        return energy.to(positions.device)
+        species, displacement, neighbors, mask, factor = self._prepare(positions.to(home), atomic_numbers.to(home), box_vectors)
+        energies, _ = self.network(species, displacement, neighbors, mask)
+        return (energies.to(torch.float64).sum() * factor).to(positions.device)
 
     @torch.jit.export
     def energy_and_forces(self, positions: Tensor, atomic_numbers: Tensor, box_vectors: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Results of `forward` from one evaluation, the energy differentiable in `positions`, the forces constants."""
+        """Results of `forward` from one evaluation, the energy differentiable as from `energy`, the forces constants."""
         home = self.species_of_number.device
         x = positions.to(home)
-        energy, forces = self._evaluate(x, atomic_numbers.to(home), box_vectors)
+        species, displacement, neighbors, mask, factor = self._prepare(x, atomic_numbers.to(home), box_vectors)
+        energies, forces = self.network(species, displacement, neighbors, mask)
+        energy = energies.to(torch.float64).sum() * factor
         with torch.no_grad():
-            forces = remove_net_force_and_torque(forces, x, box_vectors is None)
-        return energy.to(positions.device), forces.to(positions.device).contiguous()
+            direct = self._direct(forces, factor, x, box_vectors)
+        return energy.to(positions.device), direct.to(positions.device).contiguous()

@@ -1,4 +1,4 @@
-"""The inference form against the network it is built from: values and gradients."""
+"""The inference form against the network it is built from, values and gradients, and every adjoint against autograd."""
 
 import numpy as np
 import pytest
@@ -44,10 +44,10 @@ class TestSpline:
         r = torch.rand(2000, dtype=torch.float64) * 5
         r[:3] = torch.tensor([0.0, 5.0, 5.0 / 1024 * 7])
         r.requires_grad_(True)
-        values = table(*basis(r))
+        values = table(*basis(r))[:, 0]
         assert float((values - self.function(r)).abs().max()) < 3e-10
         for column in range(2):
-            (got,) = torch.autograd.grad(table(*basis(r))[:, column].sum(), r)
+            (got,) = torch.autograd.grad(table(*basis(r))[:, 0, column].sum(), r)
             (expected,) = torch.autograd.grad(self.function(r)[:, column].sum(), r)
             assert float((got - expected).abs().max()) < 1e-6
 
@@ -56,7 +56,7 @@ class TestSpline:
         for n in (32, 64):
             table, basis = SplineTable(spline_table(self.function, 5.0, n)), SplineBasis(5.0, n).double()
             r = torch.linspace(0, 5, 3001, dtype=torch.float64)
-            errors.append(float((table(*basis(r)) - self.function(r)).abs().max()))
+            errors.append(float((table(*basis(r))[:, 0] - self.function(r)).abs().max()))
         assert 12 < errors[0] / errors[1] < 20
 
     def test_value_slope_and_curvature_are_continuous_at_the_nodes(self):
@@ -64,7 +64,7 @@ class TestSpline:
 
         def derivatives(r0):
             r = torch.tensor([r0], dtype=torch.float64, requires_grad=True)
-            value = table(*basis(r))[0, 0]
+            value = table(*basis(r))[0, 0, 0]
             (slope,) = torch.autograd.grad(value, r)
             return float(value), float(slope)
 
@@ -72,6 +72,16 @@ class TestSpline:
         below, above = derivatives(node - h), derivatives(node + h)
         assert abs(above[0] - below[0]) < 1e-6
         assert abs(above[1] - below[1]) < 1e-5
+
+    def test_slopes_are_the_derivatives_of_the_table(self):
+        table, basis = SplineTable(spline_table(self.function, 5.0, 64)), SplineBasis(5.0, 64).double()
+        r = (torch.rand(50, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 5).requires_grad_(True)
+        both = table(*basis(r, True)).detach()
+        for column in range(2):
+            values = table(*basis(r))[:, 0, column]
+            assert torch.equal(both[:, 0, column], values)
+            (expected,) = torch.autograd.grad(values.sum(), r)
+            torch.testing.assert_close(both[:, 1, column] * basis.per_length, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_repulsion_table():
@@ -86,6 +96,9 @@ def test_repulsion_table():
     arguments = (species, neighbors, distance, direction, mask)
     for got, expected in zip(table(*arguments), repulsion(*arguments), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+    distance.requires_grad_(True)
+    energy, _, slope = table.evaluate(*arguments, True)
+    torch.testing.assert_close(slope, torch.autograd.grad(energy.sum(), distance)[0], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("n_atoms", [1, 2, 7, 25])
@@ -107,10 +120,229 @@ def test_portions_of_receivers_change_nothing():
     species, positions = random_cluster(20, spread=2.0)
     neighbors, mask = all_pairs(positions, fused.cutoff)
     whole = outputs_and_gradient(fused, species, positions, neighbors, mask)
-    for layer in fused.layers:
+    for layer in [*fused.layers, fused.last]:
         layer.edges_at_once_cpu = 3 * neighbors.shape[1] + 1
     for a, b in zip(outputs_and_gradient(fused, species, positions, neighbors, mask), whole, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def randn(*shape, seed=0):
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def random_state(network, n, degrees):
+    channels = network.layers[1].self_interaction.channels
+    return [randn(n, 2 * d + 1, channels[d], seed=d + 1).requires_grad_(True) for d in range(degrees)]
+
+
+def cotangents(outputs):
+    """A random cotangent of every output, and the sum of their products, to be differentiated."""
+    g = [randn(*y.shape, seed=10 + i) for i, y in enumerate(outputs)]
+    return g, sum((a * y).sum() for a, y in zip(g, outputs, strict=True))
+
+
+def assert_gradients(got, total, inputs):
+    expected = torch.autograd.grad(total, inputs)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12 * float(b.abs().max()))
+
+
+class TestAdjointsOfNodes:
+    """Each against autograd through its own `forward`."""
+
+    n = 4
+
+    @pytest.mark.parametrize("layer", [0, 1, 2])
+    def test_merged_and_added_maps(self, network, layer):
+        block = [*network.layers, network.last][layer]
+        state = random_state(network, self.n, len(block.components))
+        out = block.value_query(state)
+        g, total = cotangents(out)
+        to = [randn(*f.shape, seed=20) for f in state]
+        got = block.value_query.adjoint(g, to)
+        assert_gradients([a - b for a, b in zip(got, to, strict=True)], total, state)
+        gathered = randn(self.n, len(block.add.weights) ** 2, block.channels).requires_grad_(True)
+        out = block.add(state, gathered)
+        g, total = cotangents(out)
+        assert_gradients([block.add.adjoint(g)], total, [gathered])
+
+    def test_scale(self, network):
+        state = random_state(network, self.n, 3)
+        module = network.layers[1].scale
+        scale = module(state)
+        g, total = cotangents([f * scale for f in state])
+        product = sum((a * f * scale).sum([1, 2]) for a, f in zip(g, state, strict=True)).unsqueeze(1)
+        assert_gradients(module.adjoint(state, scale, product, [a * scale for a in g]), total, state)
+
+    @pytest.mark.parametrize("layer", [0, 2])
+    def test_self_interaction(self, network, layer):
+        module = [*network.layers, network.last][layer].self_interaction
+        state = random_state(network, self.n, len(module.channels))
+        out, saved = module(state)
+        g, total = cotangents(out)
+        assert_gradients(module.adjoint(state, saved, g), total, state)
+
+    def test_readout(self, network):
+        state = random_state(network, self.n, 2)
+        energy, _, saved = network.readout(state)
+        assert_gradients(network.readout.adjoint(state, saved), energy.sum(), state)
+
+
+class TestAdjointsOfEdges:
+    """Geometry and attention on random edges, with padding."""
+
+    n, k = 5, 4
+
+    def edges(self, network):
+        rng = np.random.default_rng(2)
+        displacement = torch.tensor(rng.normal(size=(self.n, self.k, 3))).requires_grad_(True)
+        mask = torch.tensor(rng.uniform(size=(self.n, self.k)) < 0.8)
+        mask[0] = False
+        neighbors = torch.tensor(rng.integers(0, self.n, (self.n, self.k))) * mask
+        return displacement, neighbors, mask
+
+    def test_geometry(self, network):
+        displacement, _, mask = self.edges(network)
+        distance, u, coupling, log_cutoff = network.geometry(displacement, mask)
+        block = coupling[:, 1:, 1:]
+        g, total = cotangents([distance, block, log_cutoff.squeeze(2)])
+        assert_gradients([network.geometry.adjoint(distance, u, mask, *g)], total, [displacement])
+
+    @pytest.mark.parametrize("layer", [0, 1, 2])
+    def test_attention(self, network, layer):
+        """Degree 0 in; 2 in and out; 2 in, 1 out."""
+        displacement, neighbors, mask = self.edges(network)
+        distance, _, coupling, log_cutoff = (x.detach().requires_grad_(True) for x in network.geometry(displacement, mask))
+        block = [*network.layers, network.last][layer]
+        module, c = block.attention, block.channels
+        value = randn(self.n, sum(block.components), c, seed=5).requires_grad_(True)
+        query = randn(self.n, block.asked, c, seed=6).requires_grad_(True)
+        gathered, _, _ = module(query, value, neighbors, network.spline(distance.view(-1)), coupling, log_cutoff)
+        (g,), total = cotangents([gathered])
+        inputs = [distance, coupling, log_cutoff] if layer == 0 else [distance, coupling, log_cutoff, value, query]
+        with torch.no_grad():
+            again, alpha, made = module(query, value, neighbors, network.spline(distance.view(-1), True), coupling, log_cutoff)
+            g_value, g_slots = torch.zeros_like(value), torch.zeros(self.n * self.k, dtype=torch.float64)
+            g_block, g_log = torch.zeros(self.n * self.k, 5, 8, dtype=torch.float64), torch.zeros(self.n, self.k, dtype=torch.float64)
+            g_query = module.adjoint(made, alpha, again, query, neighbors, coupling, g, g_value, g_slots, g_block, g_log)
+        assert torch.equal(again, gathered)
+        expected = torch.autograd.grad(total, inputs)
+        g_coupling = torch.nn.functional.pad(g_block, (1, 0, 1, 0))
+        # What autograd finds for the zeros and the one of A leads to no position.
+        possible = network.geometry.expansion[1:].abs().sum(0) > 0
+        got = [g_slots.view(self.n, self.k) * network.spline.per_length, g_coupling * possible, g_log.unsqueeze(2), g_value, g_query]
+        for i, (a, b) in enumerate(zip(got, expected, strict=False)):
+            b = b * possible if i == 1 else b
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12 * float(b.abs().max()))
+
+
+@pytest.fixture(scope="module")
+def network():
+    return FusedTransformer(seasoned_network())
+
+
+@pytest.fixture(scope="module")
+def scripted(network):
+    return torch.jit.script(network)
+
+
+class TestGradient:
+    """`energy_and_gradient` of the whole network, as it is exported: scripted."""
+
+    @staticmethod
+    def edges(n_atoms, cutoff, extra=0):
+        """A cluster, the last atom far from all others; `extra` padded slots."""
+        species, positions = random_cluster(n_atoms, seed=n_atoms, spread=1.0 + 0.06 * n_atoms)
+        if n_atoms == 1:
+            return species, torch.zeros(1, 1, 3, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.bool)
+        positions[-1] += 50.0
+        neighbors, mask = all_pairs(positions, cutoff)
+        neighbors, mask = (torch.nn.functional.pad(x, (0, extra)) for x in (neighbors, mask))
+        return species, positions[neighbors] - positions.unsqueeze(1), neighbors, mask
+
+    @staticmethod
+    def by_autograd(network, species, displacement, neighbors, mask):
+        leaf = displacement.clone().requires_grad_(True)
+        energy, force = network(species, leaf, neighbors, mask)
+        return energy.detach(), force.detach(), torch.autograd.grad(energy.sum(), leaf)[0]
+
+    @pytest.mark.parametrize(("n_atoms", "extra"), [(1, 0), (2, 0), (7, 0), (7, 3), (20, 0)])
+    def test_equals_autograd(self, network, scripted, n_atoms, extra):
+        arguments = self.edges(n_atoms, network.cutoff, extra)
+        expected = self.by_autograd(network, *arguments)
+        for module in (network, scripted):
+            for got, value in zip(module.energy_and_gradient(*arguments), expected, strict=True):
+                torch.testing.assert_close(got, value, rtol=1e-12, atol=1e-12 * max(1.0, float(value.abs().max())))
+        assert (expected[2][~arguments[3]] == 0).all()
+        assert n_atoms <= 2 or expected[2].abs().max() > 0.1
+
+    def test_portions_make_the_messages_again(self, network):
+        arguments = self.edges(20, network.cutoff)
+        expected = network.energy_and_gradient(*arguments)
+        in_portions = FusedTransformer(seasoned_network())
+        for layer in [*in_portions.layers, in_portions.last]:
+            layer.edges_kept_cpu, layer.edges_at_once_cpu = 0, 3 * arguments[2].shape[1] + 1  # the last portion is not full
+        whole = FusedTransformer(seasoned_network())
+        for layer in [*whole.layers, whole.last]:
+            layer.edges_kept_cpu = 0
+        for other in (torch.jit.script(in_portions), in_portions, whole):
+            for a, b in zip(other.energy_and_gradient(*arguments), expected, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12 * float(b.abs().max()))
+
+    def test_single_precision(self, network):
+        """As near to float64 as autograd is in single precision, with displacements in either."""
+        species, displacement, neighbors, mask = self.edges(12, network.cutoff)
+        exact = network.energy_and_gradient(species, displacement, neighbors, mask)[2]
+        single = FusedTransformer(seasoned_network()).float()
+        for wide in (displacement, displacement.float()):
+            got = single.energy_and_gradient(species, wide, neighbors, mask)[2]
+            assert got.dtype == wide.dtype
+            autograd = self.by_autograd(single, species, wide, neighbors, mask)[2]
+            errors = [float((x.double() - exact).abs().max() / exact.abs().max()) for x in (got, autograd)]
+            assert errors[0] < max(2 * errors[1], 1e-6)
+
+    @pytest.mark.parametrize("reflect", [False, True])
+    def test_equivariance(self, network, reflect):
+        species, displacement, neighbors, mask = self.edges(8, network.cutoff)
+        q = random_orthogonal(3, reflect)
+        gradient = network.energy_and_gradient(species, displacement, neighbors, mask)[2]
+        turned = network.energy_and_gradient(species, displacement @ q.T, neighbors, mask)[2]
+        assert float((turned - gradient @ q.T).abs().max()) <= 1e-13 * float(gradient.abs().max())
+
+    def test_coincident_atoms_give_finite_numbers(self, network):
+        species, displacement, neighbors, mask = self.edges(5, network.cutoff)
+        displacement = displacement.clone()
+        displacement[0, 0] = 0.0
+        displacement[neighbors[0, 0], (neighbors[neighbors[0, 0]] == 0).nonzero()[0, 0]] = 0.0
+        for x in network.energy_and_gradient(species, displacement, neighbors, mask):
+            assert torch.isfinite(x).all()
+
+
+@pytest.mark.parametrize("n_atoms", [1, 9, 60])  # alone; all pairs; listed, and in several portions
+@pytest.mark.parametrize("periodic", [False, True])
+def test_exported_conservative_forces(n_atoms, periodic):
+    """Scripted and frozen, as in OpenMM: minus the gradient of the energy, which autograd takes from the same file."""
+    model = ExportedModel(seasoned_network(), NUMBERS).double().eval()
+    for layer in [*model.network.layers, model.network.last]:
+        layer.edges_at_once_cpu = layer.edges_kept_cpu = 512
+    scripted = torch.jit.script(model)
+    frozen = torch.jit.freeze(torch.jit.script(model), preserved_attrs=["conservative_and_direct"])
+    rng = np.random.default_rng(n_atoms)
+    box = torch.tensor([[1.1, 0, 0], [0.2, 1.0, 0], [-0.3, 0.1, 1.2]], dtype=torch.float64) if periodic else None
+    grid = np.stack(np.meshgrid(*[np.arange(4)] * 3, indexing="ij"), -1).reshape(-1, 3)[:n_atoms]
+    x = torch.tensor(0.24 * grid + rng.uniform(-0.04, 0.04, (n_atoms, 3)))
+    z = torch.tensor(rng.choice(NUMBERS, n_atoms))
+    leaf = x.clone().requires_grad_(True)
+    energy = scripted.energy(leaf, z, box)
+    (gradient,) = torch.autograd.grad(energy, leaf)
+    direct = scripted(x, z, box)[1]
+    for module in (model, scripted, frozen):
+        for _ in range(3):  # the interpreter optimises during the first calls
+            got = module.conservative_and_direct(leaf, z, box)
+            assert not any(y.requires_grad for y in got)
+            assert float(got[0]) == pytest.approx(float(energy), rel=1e-12, abs=1e-9)
+            torch.testing.assert_close(got[1], -gradient, rtol=1e-10, atol=1e-10 * float(gradient.abs().max()))
+            torch.testing.assert_close(got[2], direct, rtol=1e-10, atol=1e-8)
 
 
 @pytest.mark.parametrize("reflect", [False, True])

@@ -7,20 +7,21 @@ import torch
 from torch import Tensor, nn
 
 from training.fused.attention import FusedAttention, FusedFirstAttention
+from training.fused.edges import FusedGeometry
 from training.fused.nodes import AddedLinear, FusedReadout, FusedSelfInteraction, JointScale, MergedLinear
 from training.fused.repulsion import TabulatedRepulsion
-from training.fused.spline import SplineBasis
+from training.fused.spline import SplineBasis, values_alone
 from training.network import SE3Transformer
-from training.network.geometry import DEGREE_TWO_BASIS
-from training.network.radial import BesselBasis, envelope
+from training.network.radial import BesselBasis
 from training.network.transformer import TransformerLayer
 
 N_INTERVALS = 512
 #: Edges treated at once on a processor, so that what is made of them stays in its cache; on a GPU only memory bounds it.
-EDGES_AT_ONCE_CPU = 2048
+EDGES_AT_ONCE_CPU = 512
 EDGES_AT_ONCE_GPU = 2_000_000
-#: Logarithm of the envelope on padding and at the cutoff: its exponential is exactly zero beside any finite logit.
-NO_WEIGHT = -1e4
+#: With more edges than these, the gradient computes the messages again, portion by portion, in place of keeping some 10 kB for each edge.
+EDGES_KEPT_CPU = 1024
+EDGES_KEPT_GPU = 200_000
 
 
 class FusedLayer(nn.Module):
@@ -39,50 +40,163 @@ class FusedLayer(nn.Module):
         attention = layer.attention
         self.channels = attention.hidden_channels
         self.edges_at_once_cpu, self.edges_at_once_gpu = EDGES_AT_ONCE_CPU, EDGES_AT_ONCE_GPU
+        self.edges_kept_cpu, self.edges_kept_gpu = EDGES_KEPT_CPU, EDGES_KEPT_GPU
         self.scale = JointScale(layer.norm)
         self.value_query = MergedLinear([attention.value, attention.query], layer.norm)
-        is_first = attention.messages.degree_in == 0
-        self.attention = (FusedFirstAttention if is_first else FusedAttention)(attention, basis, N_INTERVALS)
+        self.is_first = attention.messages.degree_in == 0
+        # Degrees 0 .. of the features, 2 l + 1 components each, and how many components a query has.
+        self.components = [2 * degree + 1 for degree in range(attention.messages.degree_in + 1)]
+        self.asked = sum(2 * degree + 1 for degree in range(len(attention.query.maps)))
+        self.attention = (FusedFirstAttention if self.is_first else FusedAttention)(attention, basis, N_INTERVALS)
         self.add = AddedLinear(attention.out, len(layer.norm.gains))
         self.self_interaction = FusedSelfInteraction(layer.self_interaction, layer.norm_after)
 
-    def forward(
-        self, state: list[Tensor], neighbors: Tensor, rows: Tensor, weights: Tensor, harmonics: Tensor, coupling: Tensor, log_cutoff: Tensor
-    ) -> list[Tensor]:
-        """State before to state after; edge tensors as in `FusedAttention.forward`, for all receivers."""
-        n_atoms, width = neighbors.shape[0], neighbors.shape[1]
+    def portion(self, neighbors: Tensor) -> int:
+        """Receivers treated at once."""
+        return max(1, (self.edges_at_once_gpu if neighbors.is_cuda else self.edges_at_once_cpu) // neighbors.shape[1])
+
+    def keeps(self, neighbors: Tensor) -> bool:
+        """Whether the gradient uses what `forward` made of the edges."""
+        return neighbors.numel() <= (self.edges_kept_gpu if neighbors.is_cuda else self.edges_kept_cpu)
+
+    def before(self, state: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Scale of the norm, values and queries side by side, values, queries."""
         scale = self.scale(state)
-        values: list[Tensor] = []
-        queries: list[Tensor] = []
-        # narrow and not a slice: x[:, :, a:b] costs three operations, one for each colon.
-        for y in self.value_query(state):
-            values.append(y.narrow(2, 0, self.channels))
-            if y.shape[2] > self.channels:
-                queries.append(y.narrow(2, self.channels, self.channels))
-        value, query = torch.cat(values, dim=1) * scale, torch.cat(queries, dim=1) * scale
-        portion = max(1, (self.edges_at_once_gpu if neighbors.is_cuda else self.edges_at_once_cpu) // width)
-        if n_atoms <= portion:
-            gathered = self.attention(query, value, neighbors, rows, weights, harmonics, coupling, log_cutoff)
+        both = torch.cat(self.value_query(state), dim=1) * scale
+        return scale, both, both.narrow(2, 0, self.channels).contiguous(), both.narrow(2, self.channels, self.channels).narrow(1, 0, self.asked)
+
+    def before_adjoint(self, state: list[Tensor], scale: Tensor, both: Tensor, g_value: Tensor, g_query: Tensor, g: list[Tensor]) -> list[Tensor]:
+        """Cotangent of the state before from those of values, queries and, `g`, of the residual stream."""
+        if g_query.shape[1] < g_value.shape[1]:
+            g_query = torch.constant_pad_nd(g_query, [0, 0, 0, g_value.shape[1] - g_query.shape[1]])
+        g_both = torch.cat([g_value, g_query], dim=2)
+        # Degrees that end in this layer are needed for values alone.
+        for degree in range(len(g), len(state)):
+            g.append(torch.zeros_like(state[degree]))
+        g = self.value_query.adjoint((g_both * scale).split(self.components, dim=1), g)
+        return self.scale.adjoint(state, scale, (g_both * both).sum([1, 2]).unsqueeze(1), g)
+
+    def forward(
+        self, state: list[Tensor], neighbors: Tensor, spline: tuple[Tensor, Tensor, Tensor], coupling: Tensor, log_cutoff: Tensor, keep: bool = False
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """State before to state after.
+
+        Parameters
+        ----------
+        state : list of Tensor
+            One per degree.
+        neighbors, spline, coupling, log_cutoff
+            As in `FusedAttention.forward`, of all receivers.
+        keep : bool
+            Whether `adjoint` is to follow.
+
+        Returns
+        -------
+        tuple of list of Tensor
+            The state, and what `adjoint` needs of atoms and of edges.
+        """
+        scale, both, value, query = self.before(state)
+        portion = self.portion(neighbors)
+        of_edges: list[Tensor] = []
+        if keep and self.keeps(neighbors):
+            gathered, alpha, of_edges = self.attention(query, value, neighbors, spline, coupling, log_cutoff)
+        elif neighbors.shape[0] <= portion:
+            gathered, alpha, _ = self.attention(query, value, neighbors, values_alone(spline), coupling, log_cutoff)
         else:
             # split and not slices: the gradient of a slice fills a tensor of the full size with zeros, that of split does not.
-            edges = portion * width
+            edges = portion * neighbors.shape[1]
+            rows, weights, starts = values_alone(spline)
             portions: list[Tensor] = []
-            for q, j, r, w, h, g, c in zip(  # noqa: B905 - TorchScript knows no strict=
+            alphas: list[Tensor] = []
+            for q, j, r, w, a, c in zip(  # noqa: B905 - TorchScript knows no strict=
                 query.split(portion),
                 neighbors.split(portion),
                 rows.split(edges),
                 weights.split(edges),
-                harmonics.split(edges),
                 coupling.split(edges),
                 log_cutoff.split(portion),
             ):
-                portions.append(self.attention(q, value, j, r, w, h, g, c))
+                one, alpha, _ = self.attention(q, value, j, (r, w, starts.narrow(0, 0, r.shape[0])), a, c)
+                portions.append(one)
+                if keep:
+                    alphas.append(alpha)
             gathered = torch.cat(portions)
-        return self.self_interaction(self.add(state, gathered))
+            alpha = torch.cat(alphas) if keep else gathered
+        middle = self.add(state, gathered)
+        out, of_interaction = self.self_interaction(middle)
+        return out, [scale, both, value, gathered, alpha] + middle + of_interaction, of_edges  # noqa: RUF005 - TorchScript knows no unpacking
+
+    def adjoint(
+        self,
+        state: list[Tensor],
+        of_atoms: list[Tensor],
+        of_edges: list[Tensor],
+        neighbors: Tensor,
+        spline: tuple[Tensor, Tensor, Tensor],
+        coupling: Tensor,
+        g: list[Tensor],
+        g_slots: Tensor,
+        g_coupling: Tensor,
+        g_log_cutoff: Tensor,
+    ) -> list[Tensor]:
+        """Cotangent of the state after to that of the state before.
+
+        Parameters
+        ----------
+        state : list of Tensor
+            As given to `forward`.
+        of_atoms, of_edges : list of Tensor
+            From `forward`.
+        neighbors, spline, coupling
+            As given to `forward`, the spline with slopes.
+        g : list of Tensor
+            Cotangent of the state after.
+        g_slots, g_coupling, g_log_cutoff : Tensor
+            As in `FusedAttention.adjoint`, of all receivers.
+
+        Returns
+        -------
+        list of Tensor
+            One per degree; empty for the first layer, whose state does not depend on the positions.
+        """
+        scale, both, value, gathered, alpha = of_atoms[0], of_atoms[1], of_atoms[2], of_atoms[3], of_atoms[4]
+        query = both.narrow(2, self.channels, self.channels).narrow(1, 0, self.asked)
+        n_degrees = len(g)
+        g = self.self_interaction.adjoint(of_atoms[5 : 5 + n_degrees], of_atoms[5 + n_degrees :], g)
+        g_gathered = self.add.adjoint(g)
+        g_value = torch.zeros_like(value)
+        if len(of_edges) > 0:
+            g_query = self.attention.adjoint(
+                of_edges, alpha, gathered, query, neighbors, coupling, g_gathered, g_value, g_slots, g_coupling, g_log_cutoff
+            )
+        else:
+            portion = self.portion(neighbors)
+            edges = portion * neighbors.shape[1]
+            portions: list[Tensor] = []
+            for q, j, r, w, a, x, y, p, s, b, o in zip(  # noqa: B905 - TorchScript knows no strict=
+                query.split(portion),
+                neighbors.split(portion),
+                spline[0].split(edges),
+                spline[1].split(edges),
+                coupling.split(edges),
+                alpha.split(portion),
+                gathered.split(portion),
+                g_gathered.split(portion),
+                g_slots.split(edges),
+                g_coupling.split(edges),
+                g_log_cutoff.split(portion),
+            ):
+                starts = spline[2].narrow(0, 0, r.shape[0] * r.shape[1])
+                again = self.attention.make(q, value, j, (r, w, starts), a)
+                portions.append(self.attention.adjoint(again, x, y, q, j, a, p, g_value, s, b, o))
+            g_query = torch.cat(portions)
+        if self.is_first:
+            return []
+        return self.before_adjoint(state, scale, both, g_value, g_query, g)
 
 
 class FusedTransformer(nn.Module):
-    """Energy and direct force of every atom, with the weights of a trained network.
+    """Energy and direct force of every atom, with the weights of a trained network, and the gradient of the energy.
 
     Parameters
     ----------
@@ -92,9 +206,6 @@ class FusedTransformer(nn.Module):
 
     energy_shift: Tensor
     embedding: Tensor
-    coupling_basis: Tensor
-    squared_norms: Tensor
-    harmless: Tensor
 
     def __init__(self, network: SE3Transformer) -> None:
         super().__init__()
@@ -102,40 +213,120 @@ class FusedTransformer(nn.Module):
         # Tables and merged weights are computed in float64 and rounded once.
         source = copy.deepcopy(network).to(torch.float64)
         self.cutoff = network.cutoff
-        self.no_weight = NO_WEIGHT
+        self.geometry = FusedGeometry(network.cutoff)
         self.spline = SplineBasis(network.cutoff, N_INTERVALS)
-        self.layers = nn.ModuleList(FusedLayer(cast(TransformerLayer, layer), source.basis) for layer in source.layers)
+        layers = [FusedLayer(cast(TransformerLayer, layer), source.basis) for layer in source.layers]
+        self.layers, self.last = nn.ModuleList(layers[:-1]), layers[-1]
         self.readout = FusedReadout(source.energy_readout, source.force_readout, source.final_norm, source.energy_scale, source.force_scale)
         self.repulsion = TabulatedRepulsion(source.repulsion)
         self.register_buffer("embedding", source.embedding.weight.detach().clone().unsqueeze(1))
         self.register_buffer("energy_shift", source.energy_shift.clone())
-        basis = torch.tensor(DEGREE_TWO_BASIS, dtype=torch.float64)
-        self.register_buffer("coupling_basis", basis.permute(2, 0, 1).reshape(3, 15).contiguous())
-        self.register_buffer("squared_norms", basis.square().sum([1, 2]).repeat_interleave(3))
-        self.register_buffer("harmless", torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64))
         self.to(dtype)
         self.requires_grad_(False)
 
     def forward(self, species: Tensor, displacement: Tensor, neighbors: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Arguments and results as in `SE3Transformer.forward`."""
-        dtype = self.energy_shift.dtype
-        # Padding gets a harmless displacement before any non-linear operation; the bound keeps coincident atoms finite.
-        d = torch.where(mask.unsqueeze(-1), displacement, self.harmless.to(displacement.dtype))
-        distance = torch.sqrt((d * d).sum(-1).clamp_min(1e-12))
-        u = (d / distance.unsqueeze(-1)).to(dtype)
-        log_cutoff = torch.where(mask, torch.log(envelope(distance, self.cutoff).clamp_min(1e-14)), self.no_weight).to(dtype).unsqueeze(-1)
-        rows, weights = self.spline(distance.view(-1))
-        flat = u.view(-1, 3)
-        coupling = (torch.matmul(flat, self.coupling_basis) * torch.rsqrt(self.squared_norms)).view(-1, 5, 3)
-        harmonics = torch.cat([torch.ones_like(flat[:, :1]), flat, torch.bmm(coupling, flat.unsqueeze(2)).squeeze(2)], dim=1)
+        distance, u, coupling, log_cutoff = self.geometry(displacement, mask)
+        spline = self.spline(distance.view(-1))
         state = [self.embedding.index_select(0, species)]
         for layer in self.layers:
-            state = layer(state, neighbors, rows, weights, harmonics, coupling, log_cutoff)
-        energy, force = self.readout(state)
+            state, _, _ = layer(state, neighbors, spline, coupling, log_cutoff)
+        state, _, _ = self.last(state, neighbors, spline, coupling, log_cutoff)
+        energy, force, _ = self.readout(state)
         repulsion_energy, repulsion_force = self.repulsion(species, neighbors, distance, u, mask)
         return energy + self.energy_shift.index_select(0, species) + repulsion_energy, force + repulsion_force
 
+    @torch.jit.export
+    def energy_and_gradient(self, species: Tensor, displacement: Tensor, neighbors: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The results of `forward`, and the gradient of the summed energies without the help of autograd, by the adjoint of every module.
 
-def inference_form(network: nn.Module) -> nn.Module:
-    """What an exported file holds of a network: the fused form of an `SE3Transformer`, any other network as it is."""
-    return FusedTransformer(network) if isinstance(network, SE3Transformer) else network
+        Parameters
+        ----------
+        species, displacement, neighbors, mask : Tensor
+            As in `SE3Transformer.forward`.
+
+        Returns
+        -------
+        tuple of Tensor
+            Energies ``(n_atoms,)`` eV and direct forces ``(n_atoms, 3)`` eV/Angstrom; and the derivative of the sum of the energies by the
+            displacements, ``(n_atoms, max_neighbors, 3)`` eV/Angstrom in their precision. It is that of the tabulated functions, exactly.
+        """
+        with torch.no_grad():
+            distance, u, coupling, log_cutoff = self.geometry(displacement, mask)
+            spline = self.spline(distance.view(-1), True)
+            states = [[self.embedding.index_select(0, species)]]
+            of_atoms: list[list[Tensor]] = []
+            of_edges: list[list[Tensor]] = []
+            for layer in self.layers:
+                after, atoms, edges = layer(states[-1], neighbors, spline, coupling, log_cutoff, True)
+                states.append(after)
+                of_atoms.append(atoms)
+                of_edges.append(edges)
+            g_slots = torch.zeros_like(coupling.select(2, 0).select(1, 0))
+            g_coupling = torch.zeros([coupling.shape[0], coupling.shape[1] - 1, coupling.shape[2] - 1], dtype=coupling.dtype, device=coupling.device)
+            g_log_cutoff = torch.zeros_like(log_cutoff.squeeze(2))
+            energy, force, g = self._turn(states[-1], neighbors, spline, coupling, log_cutoff, g_slots, g_coupling, g_log_cutoff)
+            repulsion_energy, repulsion_force, g_distance = self.repulsion.evaluate(species, neighbors, distance, u, mask, True)
+            energy = energy + self.energy_shift.index_select(0, species) + repulsion_energy
+            force = force + repulsion_force
+            for _ in range(len(of_atoms)):
+                index = len(of_atoms) - 1
+                state, atoms, edges = states[index], of_atoms.pop(), of_edges.pop()
+                # From the last to the first: TorchScript runs through a ModuleList in its own order alone.
+                for i, module in enumerate(self.layers):
+                    if i == index:
+                        g = module.adjoint(state, atoms, edges, neighbors, spline, coupling, g, g_slots, g_coupling, g_log_cutoff)  # type: ignore[operator]
+            g_distance = g_distance + (g_slots * self.spline.per_length).view(g_distance.shape)
+            return energy, force, self.geometry.adjoint(distance, u, mask, g_distance, g_coupling, g_log_cutoff)
+
+    def _turn(
+        self,
+        state: list[Tensor],
+        neighbors: Tensor,
+        spline: tuple[Tensor, Tensor, Tensor],
+        coupling: Tensor,
+        log_cutoff: Tensor,
+        g_slots: Tensor,
+        g_coupling: Tensor,
+        g_log_cutoff: Tensor,
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """The last layer, there and back at once: what follows its attention is done by every atom on its own.
+
+        Energies, forces, and the cotangent of the state before the layer; arguments as in `FusedLayer.forward` and `FusedLayer.adjoint`.
+        """
+        layer = self.last
+        scale, both, value, query = layer.before(state)
+        portion = neighbors.shape[0] if layer.keeps(neighbors) else layer.portion(neighbors)
+        edges = portion * neighbors.shape[1]
+        g_value = torch.zeros_like(value)
+        energies: list[Tensor] = []
+        forces: list[Tensor] = []
+        g_queries: list[Tensor] = []
+        g_scalars: list[Tensor] = []
+        g_vectors: list[Tensor] = []
+        for s, v, q, j, r, w, a, c, t, b, o in zip(  # noqa: B905 - TorchScript knows no strict=
+            state[0].split(portion),
+            state[1].split(portion),
+            query.split(portion),
+            neighbors.split(portion),
+            spline[0].split(edges),
+            spline[1].split(edges),
+            coupling.split(edges),
+            log_cutoff.split(portion),
+            g_slots.split(edges),
+            g_coupling.split(edges),
+            g_log_cutoff.split(portion),
+        ):
+            starts = spline[2].narrow(0, 0, r.shape[0] * r.shape[1])
+            gathered, alpha, made = layer.attention(q, value, j, (r, w, starts), a, c)
+            middle = layer.add([s, v], gathered)
+            after, of_interaction = layer.self_interaction(middle)
+            energy, force, of_readout = self.readout(after)
+            g = layer.self_interaction.adjoint(middle, of_interaction, self.readout.adjoint(after, of_readout))
+            g_queries.append(layer.attention.adjoint(made, alpha, gathered, q, j, a, layer.add.adjoint(g), g_value, t, b, o))
+            energies.append(energy)
+            forces.append(force)
+            g_scalars.append(g[0])
+            g_vectors.append(g[1])
+        g = layer.before_adjoint(state, scale, both, g_value, torch.cat(g_queries), [torch.cat(g_scalars), torch.cat(g_vectors)])
+        return torch.cat(energies), torch.cat(forces), g

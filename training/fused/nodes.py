@@ -1,6 +1,9 @@
 """What happens on each atom: joint norm, merged linear maps, attentive self-interaction, readouts.
 
 A state is one tensor per degree, ``(n_atoms, 2*l + 1, channels_l)``. The norm's gains are multiplied into the maps that follow it.
+
+Every module has an `adjoint`: from the cotangent g of its result, the derivative of the energy with respect to that result, it makes those
+of its arguments, from what `forward` computed on its way.
 """
 
 from typing import cast
@@ -27,6 +30,16 @@ def _frozen(tensor: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor.clone(memory_format=torch.contiguous_format), requires_grad=False)
 
 
+def _map(x: Tensor, weight: Tensor) -> Tensor:
+    """``(n, components, c_in)`` times ``(c_in, c_out)``."""
+    return torch.mm(x.reshape(-1, x.shape[2]), weight).view(x.shape[0], x.shape[1], weight.shape[1])
+
+
+def _add_map(x: Tensor, weight: Tensor, to: Tensor) -> Tensor:
+    """The same, added to ``(n, components, c_out)``."""
+    return torch.addmm(to.reshape(-1, to.shape[2]), x.reshape(-1, x.shape[2]), weight).view(to.shape)
+
+
 class JointScale(nn.Module):
     """The scalar 1 / rms of `EquivariantRMSNorm`, without its gains.
 
@@ -44,12 +57,36 @@ class JointScale(nn.Module):
         n = len(norm.gains)
         sizes = [(2 * degree + 1) * len(g) for degree, g in enumerate(norm.gains)]
         weights = [torch.full((size, 1), 1.0 / (n * size), dtype=norm.gains[0].dtype) for size in sizes]
+        self.weight_of_degree = [1.0 / (n * size) for size in sizes]
         self.register_buffer("weights", torch.cat(weights))
 
     def forward(self, state: list[Tensor]) -> Tensor:
         """State of the norm's degrees to ``(n_atoms, 1, 1)``."""
         flat = torch.cat([f.flatten(1) for f in state], dim=1)
-        return torch.rsqrt(torch.matmul(flat * flat, self.weights) + self.epsilon).unsqueeze(-1)
+        return torch.rsqrt(torch.mm(flat * flat, self.weights) + self.epsilon).unsqueeze(-1)
+
+    def adjoint(self, state: list[Tensor], scale: Tensor, product: Tensor, g: list[Tensor]) -> list[Tensor]:
+        """What comes through the scale: with y = s f and s = (w . f^2 + epsilon)^(-1/2), ds/df = -s^3 w f.
+
+        Parameters
+        ----------
+        state, scale : list of Tensor and Tensor
+            Argument and result of `forward`.
+        product : Tensor
+            ``(n_atoms, 1)``: the cotangent of y times y, summed over all features.
+        g : list of Tensor
+            Cotangent of the state as far as it does not come through the scale; degrees beyond those of the norm have none and stay.
+
+        Returns
+        -------
+        list of Tensor
+            The cotangent of the state: g - (s^2 product) w f.
+        """
+        factor = (scale.square() * product.unsqueeze(-1)).neg()
+        out: list[Tensor] = []
+        for degree, weight in enumerate(self.weight_of_degree):
+            out.append(torch.addcmul(g[degree], state[degree], factor, value=weight))
+        return out
 
 
 class MergedLinear(nn.Module):
@@ -58,7 +95,7 @@ class MergedLinear(nn.Module):
     Parameters
     ----------
     maps : sequence of EquivariantLinear
-        Maps whose outputs are put side by side; a map may stop at a lower degree than another.
+        Maps whose outputs are put side by side; one that stops at a lower degree than another gives zeros above it.
     norm : EquivariantRMSNorm
         Norm before them, whose gains are multiplied in.
     factors : sequence of sequence of float, optional
@@ -74,13 +111,22 @@ class MergedLinear(nn.Module):
                 if degree < len(m.maps):
                     weight = _weight(m.maps[degree])
                     parts.append(weight if factors is None else weight * factors[i][degree])
+                else:
+                    parts.append(torch.zeros(len(norm.gains[degree]), _weight(m.maps[0]).shape[1], dtype=norm.gains[degree].dtype))
             self.weights.append(_frozen(norm.gains[degree].detach().unsqueeze(1) * torch.cat(parts, dim=1)))
 
     def forward(self, state: list[Tensor]) -> list[Tensor]:
         """``[(n_atoms, 2*l + 1, channels_in[l])]`` to ``[(n_atoms, 2*l + 1, sum of channels_out[l])]``."""
         out: list[Tensor] = []
         for degree, weight in enumerate(self.weights):
-            out.append(torch.matmul(state[degree], weight))
+            out.append(_map(state[degree], weight))
+        return out
+
+    def adjoint(self, g: list[Tensor], to: list[Tensor]) -> list[Tensor]:
+        """Cotangent of the result, times the transposed maps, added to `to`."""
+        out: list[Tensor] = []
+        for degree, weight in enumerate(self.weights):
+            out.append(_add_map(g[degree], weight.t(), to[degree]))
         return out
 
 
@@ -103,18 +149,24 @@ class AddedLinear(nn.Module):
     def forward(self, state: list[Tensor], gathered: Tensor) -> list[Tensor]:
         """State before, and ``(n_atoms, components, c)`` with degrees stacked, to the state after."""
         out: list[Tensor] = []
-        start = 0
         for degree, weight in enumerate(self.weights):
-            stop = start + 2 * degree + 1
-            x = gathered[:, start:stop].reshape(-1, gathered.shape[2])
-            start = stop
-            y = torch.addmm(state[degree].reshape(-1, weight.shape[1]), x, weight) if degree < self.n_residual else torch.mm(x, weight)
-            out.append(y.view(gathered.shape[0], 2 * degree + 1, weight.shape[1]))
+            x = gathered.narrow(1, degree * degree, 2 * degree + 1)
+            out.append(_add_map(x, weight, state[degree]) if degree < self.n_residual else _map(x, weight))
         return out
+
+    def adjoint(self, g: list[Tensor]) -> Tensor:
+        """Cotangent of the state after to that of `gathered`; that of the state before is the same as that of the state after."""
+        out: list[Tensor] = []
+        for degree, weight in enumerate(self.weights):
+            out.append(_map(g[degree], weight.t()))
+        return torch.cat(out, dim=1)
 
 
 class FusedSelfInteraction(nn.Module):
     """Norm, attentive self-interaction and residual sum.
+
+    With y the normalised state, y_L, y_R and y_M its images under three maps and x = (y_0, y_L . y_R of each degree), the gates are
+    h = W_2 silu(W_1 x + b_1) + b_2, and f + h y_M is the result, with one more term of h for degree 0.
 
     Parameters
     ----------
@@ -123,6 +175,9 @@ class FusedSelfInteraction(nn.Module):
     norm : EquivariantRMSNorm
         The norm before it.
     """
+
+    order_of_input: Tensor
+    order_of_gate: Tensor
 
     def __init__(self, module: AttentiveSelfInteraction, norm: EquivariantRMSNorm) -> None:
         super().__init__()
@@ -139,23 +194,56 @@ class FusedSelfInteraction(nn.Module):
         gains[: self.channels[0], 0] = norm.gains[0].detach()
         self.hidden_weight, self.hidden_bias = _frozen(gains * _weight(first)), _frozen(_bias(first))
         self.out_weight, self.out_bias = _frozen(_weight(last)), _frozen(_bias(last))
+        # How often each entry holds y as a factor: once in a scalar, twice in a product; and beside each gate.
+        self.input_sections = [self.channels[0], *[self.n_products for _ in degrees]]
+        orders = [torch.full((size, 1), 1.0 if i == 0 else 2.0, dtype=gains.dtype) for i, size in enumerate(self.input_sections)]
+        self.register_buffer("order_of_input", torch.cat(orders))
+        orders = [torch.full((size, 1), 0.0 if i == 0 else 1.0, dtype=gains.dtype) for i, size in enumerate(self.sections)]
+        self.register_buffer("order_of_gate", torch.cat(orders))
 
-    def forward(self, state: list[Tensor]) -> list[Tensor]:
-        """State before to state after."""
+    def forward(self, state: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """State before to state after, and what `adjoint` needs."""
         scale = self.scale(state)
         normed = [f * scale for f in state]
         inputs = [normed[0].squeeze(1)]
+        images = self.linear(normed)
         mixed: list[Tensor] = []
-        for degree, y in enumerate(self.linear(normed)):
+        for degree, y in enumerate(images):
             left, right, mix = y.split([self.n_products, self.n_products, self.channels[degree]], dim=2)
             inputs.append((left * right).sum(1))
             mixed.append(mix)
-        hidden = nn.functional.silu(torch.addmm(self.hidden_bias, torch.cat(inputs, dim=1), self.hidden_weight))
-        gates = torch.addmm(self.out_bias, hidden, self.out_weight).unsqueeze(1).split(self.sections, dim=2)
-        out = [torch.addcmul(state[0] + gates[0], gates[1], mixed[0])]
+        x = torch.cat(inputs, dim=1)
+        hidden = torch.addmm(self.hidden_bias, x, self.hidden_weight)
+        gates = torch.addmm(self.out_bias, nn.functional.silu(hidden), self.out_weight)
+        parts = gates.unsqueeze(1).split(self.sections, dim=2)
+        out = [torch.addcmul(state[0] + parts[0], parts[1], mixed[0])]
         for degree in range(1, len(mixed)):
-            out.append(torch.addcmul(state[degree], gates[degree + 1], mixed[degree]))
-        return out
+            out.append(torch.addcmul(state[degree], parts[degree + 1], mixed[degree]))
+        return out, [scale, x, hidden, gates] + images  # noqa: RUF005 - TorchScript knows no unpacking
+
+    def adjoint(self, state: list[Tensor], saved: list[Tensor], g: list[Tensor]) -> list[Tensor]:
+        """Cotangent of the state after to that of the state before, by the product and the chain rule.
+
+        For the norm it takes the cotangent of y times y, which by Euler's theorem is that of every quantity made of y times the quantity
+        and the number of factors y in it.
+        """
+        scale, x, hidden, gates = saved[0], saved[1], saved[2], saved[3]
+        parts = gates.unsqueeze(1).split(self.sections, dim=2)
+        g_gates = [g[0].squeeze(1)]
+        for degree, channels in enumerate(self.channels):
+            g_gates.append((g[degree] * saved[4 + degree].narrow(2, 2 * self.n_products, channels)).sum(1))
+        g_gate = torch.cat(g_gates, dim=1)
+        g_hidden = torch.ops.aten.silu_backward(torch.mm(g_gate, self.out_weight.t()), hidden)
+        g_x = torch.mm(g_hidden, self.hidden_weight.t())
+        g_inputs = g_x.unsqueeze(1).split(self.input_sections, dim=2)
+        g_images: list[Tensor] = []
+        for degree, channels in enumerate(self.channels):
+            left, right, _ = saved[4 + degree].split([self.n_products, self.n_products, channels], dim=2)
+            g_product = g_inputs[degree + 1]
+            g_images.append(torch.cat([g_product * right, g_product * left, parts[degree + 1] * g[degree]], dim=2) * scale)
+        direct = [torch.addcmul(g[0], g_inputs[0], scale)] + g[1:]  # noqa: RUF005
+        product = torch.addmm(torch.mm(g_x * x, self.order_of_input), g_gate * gates, self.order_of_gate)
+        return self.scale.adjoint(state, scale, product, self.linear.adjoint(g_images, direct))
 
 
 class FusedReadout(nn.Module):
@@ -176,15 +264,27 @@ class FusedReadout(nn.Module):
         self.scale = JointScale(norm)
         gain0, gate = norm.gains[0].detach().unsqueeze(1), norm.gains[1].detach() * force_scale
         first, last = (energy.network[0], force.network[0]), (energy.network[2], force.network[2])
+        self.energy_hidden = _weight(first[0]).shape[1]
         self.hidden_weight = _frozen(gain0 * torch.cat([_weight(m) for m in first], dim=1))
         self.hidden_bias = _frozen(torch.cat([_bias(m) for m in first]))
         self.out_weight = _frozen(torch.block_diag(_weight(last[0]) * energy_scale, _weight(last[1]) * gate))
         self.out_bias = _frozen(torch.cat([_bias(last[0]) * energy_scale, _bias(last[1]) * gate]))
 
-    def forward(self, state: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """State of degrees 0 and 1 to ``(n_atoms,)`` and ``(n_atoms, 3)``, scaled."""
+    def forward(self, state: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """State of degrees 0 and 1 to ``(n_atoms,)`` and ``(n_atoms, 3)``, scaled, and what `adjoint` needs."""
         scale = self.scale(state)
-        hidden = nn.functional.silu(torch.addmm(self.hidden_bias, (state[0] * scale).squeeze(1), self.hidden_weight))
-        out = torch.addmm(self.out_bias, hidden, self.out_weight)
-        gates = out[:, 1:] * scale.squeeze(-1)
-        return out[:, 0], torch.bmm(state[1], gates.unsqueeze(2)).squeeze(2)
+        scalars = (state[0] * scale).squeeze(1)
+        hidden = torch.addmm(self.hidden_bias, scalars, self.hidden_weight)
+        out = torch.addmm(self.out_bias, nn.functional.silu(hidden), self.out_weight)
+        gates = out.narrow(1, 1, out.shape[1] - 1) * scale.squeeze(-1)
+        return out.select(1, 0), torch.bmm(state[1], gates.unsqueeze(2)).squeeze(2), [scale, scalars, hidden]
+
+    def adjoint(self, state: list[Tensor], saved: list[Tensor]) -> list[Tensor]:
+        """Derivative of the summed energies by the state; the vectors act through the norm alone."""
+        scale, scalars, hidden = saved[0], saved[1], saved[2]
+        of_energy = self.out_weight.narrow(0, 0, self.energy_hidden).narrow(1, 0, 1).t()
+        hidden = hidden.narrow(1, 0, self.energy_hidden)
+        g_hidden = torch.ops.aten.silu_backward(of_energy.expand(hidden.shape), hidden)
+        g_scalars = torch.mm(g_hidden, self.hidden_weight.narrow(1, 0, self.energy_hidden).t())
+        product = (g_scalars * scalars).sum(1, keepdim=True)
+        return self.scale.adjoint(state, scale, product, [g_scalars.unsqueeze(1) * scale, torch.zeros_like(state[1])])

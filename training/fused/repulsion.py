@@ -40,11 +40,36 @@ class TabulatedRepulsion(nn.Module):
             tables.append(spline_table(scaled, 1.0, N_INTERVALS))
         self.table = SplineTable(torch.cat(tables))
 
-    def forward(self, species: Tensor, neighbors: Tensor, distance: Tensor, direction: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Arguments and results as in `ScreenedRepulsion.forward`."""
+    def evaluate(
+        self, species: Tensor, neighbors: Tensor, distance: Tensor, direction: Tensor, mask: Tensor, with_slope: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Energy and force as from `forward`, and the derivative of the summed energies by each distance.
+
+        Parameters
+        ----------
+        species, neighbors, distance, direction, mask : Tensor
+            As in `ScreenedRepulsion.forward`.
+        with_slope : bool
+            Whether the derivative is wanted.
+
+        Returns
+        -------
+        tuple of Tensor
+            ``(n,)``, ``(n, 3)``, and ``(n, k)``: the derivative of the tabulated energy itself, not the tabulated slope, of which the
+            force is made and which differs from it by the error of the table; zeros if it is not wanted.
+        """
         n, k = neighbors.shape[0], neighbors.shape[1]
         pair = ((species * self.n_elements).unsqueeze(1) + species.index_select(0, neighbors.view(-1)).view(n, k)).view(-1)
-        rows, weights = self.spline((distance.view(-1) * self.inverse_range.index_select(0, pair)).clamp_max(1.0))
-        values = self.table(rows + (pair * self.rows_per_pair).unsqueeze(1), weights).view(n, k, 2) * mask.unsqueeze(2)
-        force = torch.bmm(values.narrow(2, 1, 1).transpose(1, 2), direction)
-        return 0.5 * values.select(2, 0).sum(1), force.squeeze(1)
+        inverse_range = self.inverse_range.index_select(0, pair)
+        rows, weights, starts = self.spline((distance.view(-1) * inverse_range).clamp_max(1.0), with_slope)
+        values = self.table(rows + (pair * self.rows_per_pair).view(-1, 1, 1), weights, starts).view(n, k, -1) * mask.unsqueeze(2)
+        energy = 0.5 * values.select(2, 0).sum(1)
+        force = torch.bmm(values.narrow(2, 1, 1).transpose(1, 2), direction).squeeze(1)
+        if not with_slope:
+            return energy, force, torch.zeros_like(distance)
+        return energy, force, values.select(2, 2) * inverse_range.view(n, k) * (0.5 * self.spline.per_length)
+
+    def forward(self, species: Tensor, neighbors: Tensor, distance: Tensor, direction: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Arguments and results as in `ScreenedRepulsion.forward`."""
+        energy, force, _ = self.evaluate(species, neighbors, distance, direction, mask, False)
+        return energy, force

@@ -67,20 +67,47 @@ class SplineBasis(nn.Module):
         super().__init__()
         self.per_length = n_intervals / end
         self.last = n_intervals - 1
-        # Rows: powers 0 .. 3 of t; columns: the weights of y_m, y_{m+1} - y_m, d_m, d_{m+1}. Whole numbers, exact in every precision.
-        powers = [[1, 0, 0, 0], [0, 0, 1, 0], [0, 3, -2, -1], [0, -2, 1, 1]]
-        self.register_buffer("polynomials", torch.tensor(powers, dtype=torch.get_default_dtype()))
+        # Rows: powers 0 .. 3 of t; columns: the weights of y_m, y_{m+1} - y_m, d_m, d_{m+1}, then their derivatives by t. Whole
+        # numbers, exact in every precision.
+        weights = [[1, 0, 0, 0], [0, 0, 1, 0], [0, 3, -2, -1], [0, -2, 1, 1]]
+        slopes = [[0, 0, 1, 0], [0, 6, -4, -2], [0, -6, 3, 3], [0, 0, 0, 0]]
+        powers = torch.tensor([w + d for w, d in zip(weights, slopes, strict=True)], dtype=torch.get_default_dtype())
+        self.register_buffer("polynomials", powers)
         self.register_buffer("offsets", torch.tensor([0, 1, 2, 5]))
 
-    def forward(self, distance: Tensor) -> tuple[Tensor, Tensor]:
-        """Distances ``(n,)``, any precision, to rows ``(n, 4)`` int64 and weights ``(n, 4)`` in the precision of the buffers."""
+    def forward(self, distance: Tensor, with_slope: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """What `SplineTable` needs to know of each distance.
+
+        Parameters
+        ----------
+        distance : Tensor
+            ``(n,)``, any precision.
+        with_slope : bool
+            Whether the derivatives of the functions are wanted too.
+
+        Returns
+        -------
+        tuple of Tensor
+            Rows and weights ``(n, m, 4)``, int64 and in the precision of the buffers, where m is 1 for the values, or 2 for the values
+            and, after them, their derivatives by the distance in units of the interval (`per_length` times that by the distance); and
+            ``(n * m,)`` int64, where each distance's four begin.
+        """
         x = distance * self.per_length
         interval = x.detach().floor().clamp_max(float(self.last))
         t = (x - interval).to(self.polynomials.dtype)
         square = t * t
         powers = torch.stack([torch.ones_like(t), t, square, square * t], dim=1)
-        rows = interval.to(torch.int64).unsqueeze(1) * 3 + self.offsets
-        return rows, torch.matmul(powers, self.polynomials)
+        kinds = 2 if with_slope else 1
+        n = distance.shape[0]
+        weights = torch.mm(powers, self.polynomials.narrow(1, 0, 4 * kinds)).view(n, kinds, 4)
+        rows = (interval.to(torch.int64) * 3).view(n, 1, 1) + self.offsets
+        return rows.expand(n, kinds, 4), weights, torch.arange(0, 4 * kinds * n, 4, device=distance.device)
+
+
+def values_alone(spline: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """What `SplineBasis` gives without slopes, from what it gives with or without."""
+    rows, weights, starts = spline
+    return rows.narrow(1, 0, 1), weights.narrow(1, 0, 1), starts.narrow(0, 0, rows.shape[0])
 
 
 class SplineTable(nn.Module):
@@ -98,8 +125,7 @@ class SplineTable(nn.Module):
         super().__init__()
         self.register_buffer("table", rows.contiguous())
 
-    def forward(self, rows: Tensor, weights: Tensor) -> Tensor:
-        """Rows and weights ``(n, 4)`` of `SplineBasis` to values ``(n, n_functions)``."""
-        starts = torch.arange(0, rows.numel(), 4, device=rows.device)
-        values, _, _, _ = torch.embedding_bag(self.table, rows.view(-1), starts, False, 0, False, weights.view(-1))
-        return values
+    def forward(self, rows: Tensor, weights: Tensor, starts: Tensor) -> Tensor:
+        """Rows and weights ``(n, m, 4)`` and starts of `SplineBasis` to values, or values and derivatives, ``(n, m, n_functions)``."""
+        values, _, _, _ = torch.embedding_bag(self.table, rows.reshape(-1), starts, False, 0, False, weights.reshape(-1))
+        return values.view(weights.shape[0], weights.shape[1], -1)
