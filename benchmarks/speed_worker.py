@@ -77,9 +77,10 @@ def main():
     system.addForce(restraint)
     modes = options.rpartition(":")[2]
     if name == "se3" and modes == "mts":
+        from openmm_se3 import MultipleTimeStepIntegrator
+
         # 8 direct steps to a correction; a step below is an outer one, so the time is divided by 8.
-        integrator = openmm.MTSLangevinIntegrator(300, 10 / unit.picosecond, 4.0 * unit.femtosecond, [(1, 1), (0, 8)])
-        inner = 8
+        integrator, inner = MultipleTimeStepIntegrator(300, 10 / unit.picosecond, 4.0 * unit.femtosecond, 8), 8
     else:
         integrator, inner = openmm.LangevinMiddleIntegrator(300, 10 / unit.picosecond, 0.5 * unit.femtosecond), 1
     context = openmm.Context(system, integrator, openmm.Platform.getPlatform(arguments.platform))

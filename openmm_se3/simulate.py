@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import openmm
 from openmm import app, unit
-from openmm.mtsintegrator import MTSIntegrator, MTSLangevinIntegrator
 
 from openmm_se3.errors import UnsupportedSystemError
 from openmm_se3.force import check_box
 from openmm_se3.guard import DomainError, DomainGuard
+from openmm_se3.integrators import MultipleTimeStepIntegrator
 from openmm_se3.model_file import ModelMetadata, find_model
 from openmm_se3.molecules import keep_molecules_whole, make_whole
 from openmm_se3.potential import SE3Potential
@@ -54,7 +54,7 @@ class SimulationSettings:
     precision : str
         ``single`` or ``double``.
     ensemble : str
-        ``nvt`` (Langevin) or ``nve`` (Verlet); with ``forces="mts"`` their forms with multiple time steps (BAOAB-RESPA, rRESPA).
+        ``nvt`` (Langevin) or ``nve`` (Verlet); with ``forces="mts"`` `MultipleTimeStepIntegrator` with friction or without.
     pressure_bar : float or None
         With ``nvt`` and a periodic box, keeps this pressure (bar) by a Monte Carlo barostat that scales the box in all directions alike and
         moves molecules, as the bonds of the structure tell them, as a whole; None keeps the volume.
@@ -65,8 +65,8 @@ class SimulationSettings:
     timestep_fs : float
         Femtoseconds; with ``forces="mts"`` of the inner steps.
     inner_steps : int
-        With ``forces="mts"``, steps with direct forces to each correction by the conservative forces; one step of the run is all of
-        them. Other force modes take one step at a time.
+        With ``forces="mts"``, steps with direct forces to each correction by the conservative forces, 1 or an even number; one step of
+        the run is all of them. Other force modes take one step at a time.
     friction_per_ps : float
         Langevin friction. The default couples tightly, because direct forces put heat in (see the model's card).
     steps : int
@@ -104,6 +104,8 @@ class SimulationSettings:
         for name in ("timestep_fs", "inner_steps", "steps", "report_every"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.inner_steps > 1 and self.inner_steps % 2:
+            raise ValueError(f"inner_steps must be 1 or even, got {self.inner_steps}")
         if self.temperature < 0 or self.friction_per_ps < 0:
             raise ValueError(f"temperature and friction_per_ps must not be negative, got {self.temperature} and {self.friction_per_ps}")
 
@@ -176,12 +178,12 @@ def minimize(topology: app.Topology, positions: np.ndarray, settings: Simulation
 def _integrator(settings: SimulationSettings) -> openmm.Integrator:
     step = settings.step_fs * unit.femtosecond
     temperature, friction = settings.temperature * unit.kelvin, settings.friction_per_ps / unit.picosecond
-    groups = [(0, settings.inner_steps), (1, 1)]
     integrator: openmm.Integrator
-    if settings.ensemble == "nve":
-        integrator = MTSIntegrator(step, groups) if settings.forces == "mts" else openmm.VerletIntegrator(step)
-    elif settings.forces == "mts":
-        integrator = MTSLangevinIntegrator(temperature, friction, step, groups)
+    if settings.forces == "mts":
+        friction = friction if settings.ensemble == "nvt" else 0.0
+        integrator = MultipleTimeStepIntegrator(temperature, friction, step, settings.inner_steps)
+    elif settings.ensemble == "nve":
+        integrator = openmm.VerletIntegrator(step)
     else:
         integrator = openmm.LangevinMiddleIntegrator(temperature, friction, step)
     if settings.ensemble == "nvt":
