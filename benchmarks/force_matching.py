@@ -1,8 +1,9 @@
 """Time and accuracy of matching the energy's gradient by first derivatives against differentiating twice.
 
-    python benchmarks/force_matching.py CHECKPOINT PACKED
+    python benchmarks/force_matching.py CHECKPOINT PACKED [--compile]
 
-Both in one run, in turn: seconds per step, their ratio, and the relative difference of the gradients they give.
+All in one run, in turn: seconds of processor time per step, ratios, and the relative difference of the gradients. With --compile,
+first derivatives by the compiled network too.
 """
 
 import argparse
@@ -17,8 +18,11 @@ from training.checkpoint import load_checkpoint
 from training.config import LossConfig
 from training.data.batches import Collator, SizeSampler
 from training.data.packed import PackedDataset
-from training.force_matching import backward_force_matching
+from training.force_matching import backward_force_matching, positions_only
 from training.loss import EnergyForceLoss, predict
+
+#: Batches of which the times are dropped; compiling for variable sizes takes several.
+WARM_UP = 4
 
 
 def main():
@@ -27,6 +31,7 @@ def main():
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("packed", type=Path)
     parser.add_argument("--batches", type=int, default=5)
+    parser.add_argument("--compile", action="store_true")
     arguments = parser.parse_args()
     loaded = load_checkpoint(arguments.checkpoint)
     network = loaded.network.requires_grad_(True)
@@ -41,21 +46,32 @@ def main():
     def twice(batch):
         loss.per_molecule(*predict(network, batch, True, create_graph=True), batch).mean().backward()
 
-    times, differences = {"once": [], "twice": []}, []
-    for k in range(arguments.batches + 1):
-        batch, gradients = collate(next(stream)), {}
-        for name, run in (("once", lambda b: backward_force_matching(network, b, loss)), ("twice", twice)):
+    def once(forward, atomic_energies):
+        return lambda batch: backward_force_matching(forward, atomic_energies, batch, loss)
+
+    atomic_energies = positions_only(network)
+    ways = {"differentiating twice": twice, "first derivatives": once(network, atomic_energies)}
+    if arguments.compile:
+        compiled = torch.compile(network, dynamic=True), torch.compile(atomic_energies, dynamic=True)
+        ways["first derivatives, compiled"] = once(*compiled)
+
+    seconds, differences = {name: [] for name in ways}, {name: [] for name in ways}
+    for k in range(WARM_UP + arguments.batches):
+        batch, expected = collate(next(stream)), None
+        for name, way in ways.items():
             network.zero_grad()
-            start = time.perf_counter()
-            run(batch)
-            times[name].append(time.perf_counter() - start)
-            gradients[name] = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
-        differences.append(float((gradients["once"] - gradients["twice"]).norm() / gradients["twice"].norm()))
-        if k == 0:  # warm-up
-            times, differences = {"once": [], "twice": []}, []
-    ratios = np.array(times["once"]) / np.array(times["twice"])
-    print(f"first derivatives {np.median(times['once']):.2f} s, differentiating twice {np.median(times['twice']):.2f} s per step")
-    print(f"ratio of times {np.median(ratios):.2f}; relative difference of the gradients {np.median(differences):.4f}")
+            start = time.process_time()
+            way(batch)
+            elapsed = time.process_time() - start
+            gradient = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+            expected = gradient if expected is None else expected
+            if k >= WARM_UP:
+                seconds[name].append(elapsed)
+                differences[name].append(float((gradient - expected).norm() / expected.norm()))
+    reference = np.array(seconds["differentiating twice"])
+    for name in ways:
+        ratio = np.median(np.array(seconds[name]) / reference)
+        print(f"{name}: {np.median(seconds[name]):.2f} s per step, ratio {ratio:.2f}, difference of the gradients {np.median(differences[name]):.1e}")
 
 
 if __name__ == "__main__":

@@ -107,9 +107,6 @@ class FitConfig(_Section):
     def _something_to_learn(self) -> "FitConfig":
         if self.loss.energy_weight == self.loss.force_weight == self.loss.conservative_weight == 0:
             raise ValueError("all weights of the loss are zero; there is nothing to learn")
-        if self.run.compile and self.loss.conservative_weight > 0:
-            # torch.compile refuses to walk back twice through one graph, and with that allowed its gradients were found wrong.
-            raise ValueError("run.compile works for energies and direct forces only; set it to false where loss.conservative_weight is not zero")
         return self
 
 

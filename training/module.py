@@ -17,7 +17,7 @@ from training.config import FitConfig, OptimizerConfig
 from training.data.batches import Batch, Collator, SizeSampler
 from training.data.frames import DataError
 from training.data.packed import PackedDataset
-from training.force_matching import backward_force_matching
+from training.force_matching import backward_force_matching, positions_only
 from training.loss import EnergyForceLoss, ErrorSums, predict
 from training.network import build_network
 
@@ -87,8 +87,12 @@ class TrainingModule(lightning.LightningModule):
         self._bad_in_a_row = 0
         self.latest: dict[str, float] = {}
         self._errors = ErrorSums()
-        compiled = torch.compile(self.network, dynamic=True) if config.run.compile else self.network
-        object.__setattr__(self, "_forward", compiled)  # not a submodule: its weights are those of `network`
+        forward: Any = self.network
+        atomic_energies: Any = positions_only(self.network)
+        if config.run.compile:
+            forward, atomic_energies = torch.compile(forward, dynamic=True), torch.compile(atomic_energies, dynamic=True)
+        object.__setattr__(self, "_forward", forward)  # not a submodule: its weights are those of `network`
+        self._atomic_energies = atomic_energies
 
     # ---- data
 
@@ -132,7 +136,7 @@ class TrainingModule(lightning.LightningModule):
         energies: Tensor
         conservative: Tensor | None
         if self.conservative:
-            per_molecule, energies, direct, conservative = backward_force_matching(self._forward, batch, self.loss)
+            per_molecule, energies, direct, conservative = backward_force_matching(self._forward, self._atomic_energies, batch, self.loss)
         else:
             energies, direct, conservative = predict(self._forward, batch, False, create_graph=False)
             per_molecule = self.loss.per_molecule(energies, direct, conservative, batch)
