@@ -31,9 +31,11 @@ def evaluations(model, structure, modes, device="cpu"):
             bound = bind(load_model(model), term, numbers, range(len(numbers)), len(numbers)).to(device)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # TorchScript announces its end with every call
-                frozen = torch.jit.freeze(torch.jit.script(bound))
+                scripted = torch.jit.script(bound)
+                frozen = torch.jit.freeze(scripted)
 
-            def once(frozen=frozen, outputs_forces=term.outputs_forces):
+            # The frozen module points into the one it was made of, which must outlive it.
+            def once(frozen=frozen, outputs_forces=term.outputs_forces, alive=(bound, scripted)):
                 x = positions.detach().clone().requires_grad_(True)
                 if outputs_forces:
                     return frozen(x, box)

@@ -7,9 +7,12 @@ told apart, since they cost the interpreter's time but launch nothing.
 """
 
 import argparse
+import os
 import tempfile
 from collections import Counter
 from pathlib import Path
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch is imported: the profiler reports its own starting and stopping
 
 import torch
 from torch.autograd import DeviceType
@@ -29,7 +32,7 @@ def count(function, device):
     for _ in range(WARM_UP):
         function()
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
-    with profile(activities=activities) as trace:
+    with profile(activities=activities, acc_events=True) as trace:
         function()
         if device == "cuda":
             torch.cuda.synchronize()

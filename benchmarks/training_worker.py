@@ -11,7 +11,6 @@ import warnings
 
 import numpy as np
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 CLIP, LEARNING_RATE, EMA_DECAY = 10.0, 1e-3, 0.999
 
@@ -118,7 +117,7 @@ def main():
     sizes = [len(stored[f"{k}/energies"]) for k in range(len(batches))]
     parameters = [p for p in subject.network.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE)
-    averaged = AveragedModel(subject.network, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY))
+    averaged = [p.detach().clone() for p in parameters]
     for step, _ in enumerate(sys.stdin):
         k = step % len(batches)
         wall, cpu = time.perf_counter(), time.process_time()
@@ -126,7 +125,8 @@ def main():
         loss = subject.backward(batches[k])
         torch.nn.utils.clip_grad_norm_(parameters, CLIP)
         optimizer.step()
-        averaged.update_parameters(subject.network)
+        with torch.no_grad():
+            torch._foreach_lerp_(averaged, parameters, 1 - EMA_DECAY)
         record = {"batch": k, "molecules": sizes[k], "loss": loss, "parameters": sum(p.numel() for p in parameters)}
         record |= {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall}
         print(json.dumps(record), flush=True)
