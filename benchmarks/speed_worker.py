@@ -53,7 +53,11 @@ POTENTIALS = {"se3": se3, "so3lr": so3lr, "nequip": nequip}
 
 def resident_mb():
     """Peak of the memory of this process, MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    try:
+        with open("/proc/self/status") as file:
+            return next(float(line.split()[1]) / 1024 for line in file if line.startswith("VmHWM"))
+    except OSError:  # no Linux: the figure may be that of the process that started this one, if it was larger
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def cuda_peak_mb():

@@ -61,7 +61,8 @@ def step(process):
     for line in process.stdout:
         if line.startswith("{"):
             return json.loads(line)
-    raise RuntimeError(process.stderr.read()[-2000:])
+    _, said = process.communicate()
+    raise RuntimeError(said[-2000:])
 
 
 def main():

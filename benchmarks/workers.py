@@ -82,16 +82,12 @@ class Worker:
             if line.startswith("{"):
                 self.records.append(json.loads(line))
                 return self.records[-1]
-        raise WorkerError(self.process.stderr.read()[-2000:].strip() or f"ended with status {self.process.wait()}")
+        _, said = self.process.communicate()
+        raise WorkerError(said[-2000:].strip() or f"ended with status {self.process.returncode}")
 
     def close(self):
         """End the process; median of the blocks."""
-        self.process.stdin.close()
-        self.process.wait()
-        self.process.stdout.close()
-        self.process.stderr.close()
-        if not self.records:
-            return {}
+        self.process.communicate()
         out = dict(self.records[-1])
         for key in ("ms_per_step", "cpu_ms_per_step", "cpu_per_wall"):
             out[key] = statistics.median(r[key] for r in self.records)
