@@ -39,5 +39,12 @@ def save(path, **content):
 
 
 def settings_of(arguments):
-    """Options of a benchmark as plain data."""
-    return {name: value if isinstance(value, int | float | str | list | None) else str(value) for name, value in vars(arguments).items()}
+    """Options of a benchmark as plain data; of paths the last part, since the rest is of one machine only."""
+    kept = {name: value for name, value in vars(arguments).items() if name not in ("output", "plot", "directory")}
+    return {name: [_plain(v) for v in value] if isinstance(value, list) else _plain(value) for name, value in kept.items()}
+
+
+def _plain(value):
+    if isinstance(value, str):
+        return value.rpartition("=/")[0] or value  # a peer without its interpreter
+    return value.name if isinstance(value, Path) else value

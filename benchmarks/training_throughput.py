@@ -4,13 +4,12 @@
 
 A peer is NAME=OPTIONS=INTERPRETER: a network of `benchmarks/training_worker.py`, its options and the Python that holds it (NequIP: l_max, layers,
 features). All take the same batches, whose neighbours are found beforehand, with Adam, clipping and averaged weights; their steps are interleaved.
-The rate is that of the median step by the processor's time, as several programs may share the machine; the first step of each is not counted.
+The rate is over all steps, by the processor's time, as several programs may share the machine; the first step of each is not counted.
 """
 
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -65,6 +64,11 @@ def step(process):
     raise RuntimeError(said[-2000:])
 
 
+def rates_of(records):
+    """Molecules per second of the processor, over all steps ``{label: [record, ...]}``."""
+    return {label: sum(r["molecules"] for r in each) / sum(r["cpu_s"] for r in each) for label, each in records.items()}
+
+
 def main():
     """Measure, print, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -97,7 +101,7 @@ def main():
                 records[label].append(step(worker))
         for worker in workers.values():
             worker.communicate()
-    rates = {label: statistics.median(r["molecules"] / r["cpu_s"] for r in each) for label, each in records.items()}
+    rates = rates_of(records)
     for label, rate in rates.items():
         ratios = "  ".join(f"{rate / rates[other]:6.2f} x {other}" for other in list(rows)[len(rows) - len(arguments.peer) :] if other != label)
         print(f"{label:24s} {records[label][0]['parameters']:9,} parameters  {rate:8.1f} molecules per second of the processor  {ratios}", flush=True)

@@ -140,6 +140,9 @@ def check(words):
     program, rest = Path(words[0]).name, words[1:]
     if program == "python" and rest[0] == "-m":
         program, rest = rest[1], rest[2:]
+        if program.startswith("benchmarks."):
+            check_script(ROOT / (program.replace(".", "/") + ".py"), rest)
+            return
         if program == "benchmarks":
             if rest:
                 assert rest[0] in BENCHMARKS, f"no benchmark {rest[0]}; there are {', '.join(BENCHMARKS)}"
