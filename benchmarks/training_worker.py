@@ -94,7 +94,68 @@ class NequIP:
         return float(loss)
 
 
-NETWORKS = {"se3": SE3, "nequip": NequIP}
+class MACE:
+    """MACE, 2 interactions, correlation 3, degrees up to 3 on edges; `options`: ``CHANNELS,L``. Energies and their gradient."""
+
+    def __init__(self, options, scales):
+        from mace import modules  # first: it lets torch read what its version of e3nn loads
+
+        # isort: split
+        from e3nn import o3
+
+        channels, degree = (int(n) for n in options.split(","))
+        block = modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
+        self.network = modules.ScaleShiftMACE(
+            r_max=5.0,
+            num_bessel=8,
+            num_polynomial_cutoff=5,
+            max_ell=3,
+            interaction_cls_first=block,
+            interaction_cls=block,
+            num_interactions=2,
+            num_elements=4,
+            hidden_irreps=o3.Irreps(" + ".join(f"{channels}x{k}{'eo'[k % 2]}" for k in range(degree + 1))),
+            MLP_irreps=o3.Irreps("16x0e"),
+            atomic_energies=np.zeros(4),
+            avg_num_neighbors=15.0,
+            atomic_numbers=[1, 6, 7, 8],
+            correlation=3,
+            gate=torch.nn.functional.silu,
+            atomic_inter_scale=scales[1],
+            atomic_inter_shift=0.0,
+        )
+        self.network.train()
+        self.scales = scales
+
+    def prepare(self, arrays):
+        """A batch in the form that `backward` takes."""
+        receivers, slots = np.nonzero(arrays["mask"])
+        senders = arrays["neighbors"][receivers, slots]
+        sizes = torch.from_numpy(arrays["n_atoms_of"])
+        data = {
+            "positions": torch.from_numpy(arrays["positions"]),
+            "node_attrs": torch.nn.functional.one_hot(torch.from_numpy(arrays["species"]), 4).to(torch.float32),
+            "edge_index": torch.from_numpy(np.stack([senders, receivers])),
+            "shifts": torch.zeros(len(senders), 3),
+            "unit_shifts": torch.zeros(len(senders), 3),
+            "cell": torch.zeros(3 * len(sizes), 3),
+            "batch": torch.from_numpy(arrays["molecule"]),
+            "ptr": torch.cat([torch.zeros(1, dtype=torch.int64), torch.cumsum(sizes, 0)]),
+            "head": torch.zeros(len(sizes), dtype=torch.int64),
+        }
+        return data, sizes, torch.from_numpy(arrays["energies"]), torch.from_numpy(arrays["forces"])
+
+    def backward(self, batch):
+        """Accumulate the gradient; returns the loss."""
+        data, sizes, energies, forces = batch
+        out = self.network({k: v.clone() for k, v in data.items()}, training=True, compute_force=True)
+        energy_error = (out["energy"] - energies) / self.scales[0]
+        loss = (energy_error.square() / sizes).mean() + ((out["forces"] - forces) / self.scales[1]).square().mean()
+        loss.backward()
+        return float(loss)
+
+
+NETWORKS = {"se3": SE3, "nequip": NequIP, "mace": MACE}
 
 
 def main():
