@@ -2,9 +2,10 @@
 
     python -m benchmarks training-throughput packed --peer nequip=2,4,24=/envs/nequip/bin/python --output training_throughput.json
 
-A peer is NAME=OPTIONS=INTERPRETER: a network of `benchmarks/training_worker.py`, its options and the Python that holds it (NequIP: l_max, layers,
-features; MACE: channels, L). All take the same batches, whose neighbours are found beforehand, with Adam, clipping and averaged weights; their steps are interleaved.
-The rate is over all steps, by the processor's time, as several programs may share the machine; the first step of each is not counted.
+A peer is NAME=OPTIONS=INTERPRETER: a network of `benchmarks/training_worker.py`, its options and the Python that holds it (NequIP: l_max,
+layers, features; MACE: channels, L). All take the same batches, whose neighbours are found beforehand, with Adam, clipping and averaged
+weights; their steps are interleaved. The rate is over all steps, by the processor's time, as several programs may share the machine; the
+first step of each is not counted.
 """
 
 import argparse
