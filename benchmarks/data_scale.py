@@ -1,7 +1,7 @@
 """Does the data path keep up with the whole ANI-1x release? Prints rates and memory of each stage, each in its own process.
 
-    python benchmarks/data_scale.py --conformations 200000 --output scale.json
-    python benchmarks/data_scale.py --conformations 5000000        # the size of the release; 6 GB of disk while it runs
+    python -m benchmarks data-scale --conformations 200000 --output scale.json
+    python -m benchmarks data-scale --conformations 5000000        # the size of the release; 6 GB of disk while it runs
 
 A file of the layout of ``ani1x-release.h5`` is made of the molecules of ``tests/data/ani1x_sample.h5``, put side by side in every
 combination of one to four (3 to 44 atoms), with displacements, other properties beside the labels, and NaN where a property "was not computed".
@@ -26,6 +26,8 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+
+from benchmarks.records import save
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "tests" / "data" / "ani1x_sample.h5"
@@ -210,7 +212,6 @@ def main():
     parser.add_argument("--stage", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.stage:
-        sys.path.insert(0, str(ROOT))
         stages = {
             "generate": lambda d: generate(d, arguments.conformations),
             "prepare": pack,
@@ -234,7 +235,9 @@ def main():
                 "--seconds",
                 str(arguments.seconds),
             ]
-            out = subprocess.run([sys.executable, "-W", "ignore", __file__, *options], check=True, stdout=subprocess.PIPE, text=True).stdout
+            out = subprocess.run(
+                [sys.executable, "-W", "ignore", "-m", "benchmarks", "data-scale", *options], check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT
+            ).stdout
             results[stage] = json.loads(out.splitlines()[-1])
             print(f"{stage:9s} " + "  ".join(f"{k} {v:,.1f}" if isinstance(v, float) else f"{k} {v}" for k, v in results[stage].items()), flush=True)
     device = results["step"]["device"]
@@ -243,7 +246,7 @@ def main():
     print(f"the loader makes {ratio:.0f} times as many molecules per second as the training step on this {device} consumes")
     results["loader_to_step"] = ratio
     if arguments.output:
-        arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+        save(arguments.output, **results)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Equivariance error (equation 3.1 of the thesis) of every layer and degree of both forms of the network, and of their outputs.
 
-    python -m benchmarks.equivariance [--checkpoint runs/joint/last.ckpt] [--output benchmarks/equivariance]
+    python -m benchmarks equivariance [--checkpoint runs/joint/last.ckpt] [--output benchmarks/equivariance]
 
 A random cluster of atoms is evaluated as it is, after random rotations with translations, and after reflections of these. Each layer's output on the
 transformed cluster is compared with the transformed output: |f(R x + t) - R f(x)| / |f(x)|, the worst of all transformations, errors of earlier

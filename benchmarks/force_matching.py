@@ -1,6 +1,6 @@
 """Time and accuracy of matching the energy's gradient by first derivatives against differentiating twice.
 
-    python benchmarks/force_matching.py CHECKPOINT PACKED [--compile]
+    python -m benchmarks force-matching CHECKPOINT PACKED [--compile]
 
 All in one run, in turn: seconds of processor time per step, ratios, and the relative difference of the gradients. With --compile,
 first derivatives by the compiled network too.
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from ase.data import atomic_numbers as NUMBER_OF_SYMBOL
 
+from benchmarks.records import save, settings_of
 from training.checkpoint import load_checkpoint
 from training.config import LossConfig
 from training.data.batches import Collator, SizeSampler
@@ -32,6 +33,7 @@ def main():
     parser.add_argument("packed", type=Path)
     parser.add_argument("--batches", type=int, default=5)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--output", type=Path, help="JSON")
     arguments = parser.parse_args()
     loaded = load_checkpoint(arguments.checkpoint)
     network = loaded.network.requires_grad_(True)
@@ -72,6 +74,8 @@ def main():
     for name in ways:
         ratio = np.median(np.array(seconds[name]) / reference)
         print(f"{name}: {np.median(seconds[name]):.2f} s per step, ratio {ratio:.2f}, difference of the gradients {np.median(differences[name]):.1e}")
+    if arguments.output:
+        save(arguments.output, settings=settings_of(arguments), cpu_seconds=seconds, relative_differences=differences)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Cost of an attention layer's kernels: the thesis' full kernels against the inference form, same channels and edges, on one thread.
 
-    python benchmarks/kernels.py
+    python -m benchmarks kernels
 
 The full kernels form keys alone (values cost the same again, softmax and sum over neighbours come on top); the inference form is timed with
 everything: radial table, messages, softmax, sum over neighbours.
@@ -9,9 +9,11 @@ everything: radial table, messages, softmax, sum over neighbours.
 import argparse
 import statistics
 import time
+from pathlib import Path
 
 import torch
 
+from benchmarks.records import save, settings_of
 from training.fused.attention import FusedAttention
 from training.fused.edges import FusedGeometry
 from training.fused.network import N_INTERVALS
@@ -32,6 +34,7 @@ def main():
     parser.add_argument("--atoms", type=int, default=648)
     parser.add_argument("--neighbors", type=int, default=54, help="per atom; 54 are those of liquid water within 5 Angstrom")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=Path, help="JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -68,7 +71,10 @@ def main():
     medians = {name: statistics.median(t) for name, t in times.items()}
     for name, t in medians.items():
         print(f"{name:16s} {t:10.1f} ms of one thread for {n} atoms with {k} neighbours each, {arguments.channels} channels per degree")
-    print(f"ratio {medians['full kernels'] / medians['inference form']:.1f}")
+    ratio = medians["full kernels"] / medians["inference form"]
+    print(f"ratio {ratio:.1f}")
+    if arguments.output:
+        save(arguments.output, settings=settings_of(arguments), cpu_ms=times, ratio=ratio)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Time integrator steps of one potential on one structure; run by `benchmarks/speed.py`, in the interpreter that holds the potential.
+"""Time integrator steps of one potential on one structure; run by `benchmarks.workers`, in the interpreter that holds the potential.
 
-Needs OpenMM, NumPy and the potential alone. Prints one JSON record per line of standard input ("block SECONDS"), so that the blocks of
-several workers can be interleaved on one machine.
+Needs OpenMM, NumPy and the potential alone. Prints one JSON record per line of standard input, ``seconds S`` or ``steps N``, so that the blocks
+of several workers can be interleaved on one machine.
 """
 
 import argparse
@@ -51,19 +51,37 @@ def nequip(topology, options):
 POTENTIALS = {"se3": se3, "so3lr": so3lr, "nequip": nequip}
 
 
+def resident_mb():
+    """Peak of the memory of this process, MB."""
+    try:
+        with open("/proc/self/status") as file:
+            return next(float(line.split()[1]) / 1024 for line in file if line.startswith("VmHWM"))
+    except OSError:  # no Linux: the figure may be that of the process that started this one, if it was larger
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def cuda_peak_mb():
+    """Peak of what torch allocated on the GPU, MB; None without one."""
+    torch = sys.modules.get("torch")
+    return torch.cuda.max_memory_allocated() / 2**20 if torch is not None and torch.cuda.is_available() else None
+
+
 def main():
     """Build, warm up, then time blocks on demand."""
     parser = argparse.ArgumentParser()
     parser.add_argument("potential", help="NAME or NAME=OPTIONS, of " + ", ".join(POTENTIALS))
     parser.add_argument("structure", help="PDB file")
     parser.add_argument("--platform", default="Reference")
+    parser.add_argument("--cuda-graphs", choices=("on", "off"), help="TorchForce's property; by default as the potential sets it")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     import numpy as np
     import openmm
+    import torch  # noqa: F401 - of every potential here, so that its own memory is not counted as theirs
     from openmm import app, unit
 
     pdb = app.PDBFile(arguments.structure)
+    before = resident_mb()
     name, _, options = arguments.potential.partition("=")
     system = POTENTIALS[name](pdb.topology, options)
     # Every atom is tied to its start, for all potentials alike: random weights would else destroy the structure and its neighbour counts.
@@ -75,11 +93,16 @@ def main():
     for i, start in enumerate(x):
         restraint.addParticle(i, list(start))
     system.addForce(restraint)
+    if arguments.cuda_graphs:
+        for force in system.getForces():
+            if hasattr(force, "setProperty"):
+                force.setProperty("useCUDAGraphs", "true" if arguments.cuda_graphs == "on" else "false")
     modes = options.rpartition(":")[2]
     if name == "se3" and modes == "mts":
+        from openmm_se3 import MultipleTimeStepIntegrator
+
         # 8 direct steps to a correction; a step below is an outer one, so the time is divided by 8.
-        integrator = openmm.MTSLangevinIntegrator(300, 10 / unit.picosecond, 4.0 * unit.femtosecond, [(1, 1), (0, 8)])
-        inner = 8
+        integrator, inner = MultipleTimeStepIntegrator(300, 10 / unit.picosecond, 4.0 * unit.femtosecond, 8), 8
     else:
         integrator, inner = openmm.LangevinMiddleIntegrator(300, 10 / unit.picosecond, 0.5 * unit.femtosecond), 1
     context = openmm.Context(system, integrator, openmm.Platform.getPlatform(arguments.platform))
@@ -91,10 +114,14 @@ def main():
         integrator.step(1)
         done += 1
     for line in sys.stdin:
-        seconds = float(line.split()[1])
+        kind, amount = line.split()
+        # Whole outer steps, at least one; a worker with multiple time steps counts the inner ones.
+        wanted = max(1, int(amount) // inner) if kind == "steps" else None
         steps, start, cpu = 0, time.perf_counter(), time.process_time()
         batch = 1
-        while steps == 0 or time.perf_counter() - start < seconds:
+        while steps == 0 or (steps < wanted if wanted else time.perf_counter() - start < float(amount)):
+            if wanted:
+                batch = min(batch, wanted - steps)
             integrator.step(batch)
             steps += batch
             batch = min(2 * batch, 64)
@@ -106,7 +133,9 @@ def main():
             "cpu_ms_per_step": 1e3 * used / (steps * inner),
             "cpu_per_wall": used / wall,
             "steps": steps * inner,
-            "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "peak_mb": resident_mb(),
+            "peak_of_the_potential_mb": resident_mb() - before,
+            "cuda_peak_mb": cuda_peak_mb(),
             "finite": bool(np.isfinite(forces).all()),
         }
         print(json.dumps(record), flush=True)

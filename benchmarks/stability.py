@@ -1,6 +1,6 @@
 """Stable dynamics: the thesis' failing case and beyond; prints one line per trajectory, writes JSON.
 
-    python benchmarks/stability.py --model se3-ani1x --output stability.json
+    python -m benchmarks stability --model se3-ani1x --output stability.json
 
 - water, at the model's minimum, zero velocity: 10,000 NVE steps of 0.5 fs with the direct forces (the thesis' molecule flew
   apart within a few hundred steps), then 1 ns of Langevin dynamics at 300 K: every O-H bond must stay within 0.8 to 1.25 Angstrom;
@@ -8,7 +8,6 @@
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 import openmm
 from openmm import unit
 
+from benchmarks.records import save
 from openmm_se3 import SE3Potential
 from openmm_se3.simulate import SimulationSettings, minimize
 from openmm_se3.structures import read_structure
@@ -117,7 +117,7 @@ def main():
             steps, timestep = round(steps * timestep / arguments.timestep), arguments.timestep
         results.append(run(name, structure, arguments.model, forces, ensemble, temperature, timestep, steps, arguments.friction))
         if arguments.output:
-            arguments.output.write_text(json.dumps({"model": arguments.model, "results": results}, indent=1) + "\n")
+            save(arguments.output, model=arguments.model, results=results)
 
 
 if __name__ == "__main__":

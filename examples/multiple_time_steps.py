@@ -10,22 +10,21 @@ from pathlib import Path
 import numpy as np
 import openmm
 from openmm import app, unit
-from openmm.mtsintegrator import MTSIntegrator
 
-from openmm_se3 import SE3Potential
+from openmm_se3 import MultipleTimeStepIntegrator, SE3Potential
 from openmm_se3.structures import read_structure
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--femtoseconds", type=float, default=100)
-parser.add_argument("--inner-steps", type=int, default=4, help="of 0.5 fs, to each correction")
+parser.add_argument("--inner-steps", type=int, default=4, help="of 0.5 fs, to each correction; even")
 arguments = parser.parse_args()
 
 topology, positions = read_structure(Path(__file__).parent / "ethanol.sdf")
 outer = 0.5 * arguments.inner_steps
-# Group 0 holds the direct forces, group 1 what they lack. With a thermostat: MTSLangevinIntegrator, the same groups.
+# Without friction: constant energy. With a thermostat: its temperature and friction.
 runs = {
     "conservative": openmm.VerletIntegrator(0.5 * unit.femtosecond),
-    "mts": MTSIntegrator(outer * unit.femtosecond, [(0, arguments.inner_steps), (1, 1)]),
+    "mts": MultipleTimeStepIntegrator(0, 0, outer * unit.femtosecond, arguments.inner_steps),
 }
 for forces, integrator in runs.items():
     system = SE3Potential("se3-ani1x", forces=forces).createSystem(topology, removeCMMotion=False)

@@ -1,8 +1,8 @@
 """SE(3)-Transformer potentials for OpenMM.
 
-The public names are `SE3Potential`, `available_models`, `load_model`, `SE3Calculator`, `DomainGuard`, `CommitteeReporter`,
-`keep_molecules_whole` and `make_whole`; see their docstrings. They are imported on first use, so that ``import openmm_se3`` costs nothing
-and never fails for want of torch.
+The public names are `SE3Potential`, `available_models`, `load_model`, `SE3Calculator`, `MultipleTimeStepIntegrator`, `DomainGuard`,
+`CommitteeReporter`, `keep_molecules_whole` and `make_whole`; see their docstrings. They are imported on first use, so that
+``import openmm_se3`` costs nothing and never fails for want of torch.
 """
 
 from typing import Any
@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CommitteeReporter",
     "DomainGuard",
+    "MultipleTimeStepIntegrator",
     "SE3Calculator",
     "SE3Potential",
     "__version__",
@@ -24,6 +25,7 @@ __all__ = [
 _HOMES = {
     "CommitteeReporter": "openmm_se3.committee",
     "DomainGuard": "openmm_se3.guard",
+    "MultipleTimeStepIntegrator": "openmm_se3.integrators",
     "SE3Calculator": "openmm_se3.calculator",
     "SE3Potential": "openmm_se3.potential",
     "available_models": "openmm_se3.model_file",

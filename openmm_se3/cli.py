@@ -58,7 +58,7 @@ def simulate(
     ] = None,
     temperature: Annotated[float, typer.Option(help="Kelvin; 0 starts at rest.")] = 300.0,
     timestep: Annotated[float, typer.Option(help="Femtoseconds; with --forces mts of the inner steps.")] = 0.5,
-    inner_steps: Annotated[int, typer.Option(help="With --forces mts, inner steps to each step.")] = 4,
+    inner_steps: Annotated[int, typer.Option(help="With --forces mts, inner steps to each step: 1 or even.")] = 4,
     friction: Annotated[float, typer.Option(help="Langevin friction, 1/ps.")] = 10.0,
     steps: Annotated[int, typer.Option(help="Steps in all.")] = 20_000,
     report_every: Annotated[int, typer.Option(help="Steps between frames, log lines and checkpoints.")] = 100,

@@ -31,8 +31,8 @@ class SE3Potential:
         energy, so energy drifts without a thermostat. ``"conservative"``: minus the gradient of the energy, for minimisation,
         constant-energy dynamics and free energies. ``"mts"``: two forces that sum to exactly the conservative model, for multiple
         time steps: group `forceGroup` has the direct forces, with zero energy, and the next group the energy and what the direct
-        forces lack. Drive them with ``openmm.mtsintegrator.MTSLangevinIntegrator`` (or ``MTSIntegrator``) and groups
-        ``[(0, n), (1, 1)]``; every other integrator sees the conservative model, at more cost.
+        forces lack. Drive them with `MultipleTimeStepIntegrator`, or one of ``openmm.mtsintegrator`` with groups ``[(0, n), (1, 1)]``, which
+        evaluates the direct forces n + 1 times a step on a CPU; every other integrator sees the conservative model, at more cost.
         ``LocalEnergyMinimizer`` compares energies along its way, so use it with ``"conservative"`` or ``"mts"``; with direct forces,
         which are no exact gradient, it may stop early (`openmm_se3.simulate.minimize` does not).
     device : str or None

@@ -4,18 +4,20 @@ import csv
 import json
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import openmm
+import torch
 from openmm import app, unit
-from openmm.mtsintegrator import MTSIntegrator, MTSLangevinIntegrator
 
 from openmm_se3.errors import UnsupportedSystemError
 from openmm_se3.force import check_box
 from openmm_se3.guard import DomainError, DomainGuard
+from openmm_se3.integrators import MultipleTimeStepIntegrator
 from openmm_se3.model_file import ModelMetadata, find_model
 from openmm_se3.molecules import keep_molecules_whole, make_whole
 from openmm_se3.potential import SE3Potential
@@ -30,6 +32,7 @@ LOG_FILE = "log.csv"
 PLOT_FILE = "energy_temperature.png"
 FINAL_FILE = "final.pdb"
 FORCE_TOLERANCE = 0.01  # eV/Angstrom, on each atom
+ONE_THREAD_UP_TO = 200  # atoms, below which handing work to a second thread costs more than it brings
 BAROSTAT_INTERVAL = 25  # steps between trial changes of the volume
 _CSV_HEADER = ("step", "time_ps", "potential_kj_per_mol", "kinetic_kj_per_mol", "total_kj_per_mol", "temperature_k")
 _CSV_PERIODIC = ("volume_nm3", "density_g_per_ml")
@@ -54,7 +57,7 @@ class SimulationSettings:
     precision : str
         ``single`` or ``double``.
     ensemble : str
-        ``nvt`` (Langevin) or ``nve`` (Verlet); with ``forces="mts"`` their forms with multiple time steps (BAOAB-RESPA, rRESPA).
+        ``nvt`` (Langevin) or ``nve`` (Verlet); with ``forces="mts"`` `MultipleTimeStepIntegrator` with friction or without.
     pressure_bar : float or None
         With ``nvt`` and a periodic box, keeps this pressure (bar) by a Monte Carlo barostat that scales the box in all directions alike and
         moves molecules, as the bonds of the structure tell them, as a whole; None keeps the volume.
@@ -65,8 +68,8 @@ class SimulationSettings:
     timestep_fs : float
         Femtoseconds; with ``forces="mts"`` of the inner steps.
     inner_steps : int
-        With ``forces="mts"``, steps with direct forces to each correction by the conservative forces; one step of the run is all of
-        them. Other force modes take one step at a time.
+        With ``forces="mts"``, steps with direct forces to each correction by the conservative forces, 1 or an even number; one step of
+        the run is all of them. Other force modes take one step at a time.
     friction_per_ps : float
         Langevin friction. The default couples tightly, because direct forces put heat in (see the model's card).
     steps : int
@@ -104,6 +107,8 @@ class SimulationSettings:
         for name in ("timestep_fs", "inner_steps", "steps", "report_every"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.inner_steps > 1 and self.inner_steps % 2:
+            raise ValueError(f"inner_steps must be 1 or even, got {self.inner_steps}")
         if self.temperature < 0 or self.friction_per_ps < 0:
             raise ValueError(f"temperature and friction_per_ps must not be negative, got {self.temperature} and {self.friction_per_ps}")
 
@@ -132,6 +137,22 @@ def choose_platform(name: str) -> openmm.Platform:
     if name not in names:
         raise SimulationError(f"OpenMM has no platform {name!r} here; it has {', '.join(names)}")
     return openmm.Platform.getPlatformByName(name)
+
+
+@contextmanager
+def torch_threads(n_atoms: int) -> Iterator[None]:
+    """Let torch use the number of threads that suits a system of so many atoms on a CPU, and restore what was set.
+
+    One up to `ONE_THREAD_UP_TO` atoms, above it what torch takes by itself, the number of cores. The environment variable
+    ``OMP_NUM_THREADS`` is obeyed, whatever the size.
+    """
+    before = torch.get_num_threads()
+    if n_atoms <= ONE_THREAD_UP_TO and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def minimize(topology: app.Topology, positions: np.ndarray, settings: SimulationSettings, max_iterations: int = 500) -> np.ndarray:
@@ -176,12 +197,12 @@ def minimize(topology: app.Topology, positions: np.ndarray, settings: Simulation
 def _integrator(settings: SimulationSettings) -> openmm.Integrator:
     step = settings.step_fs * unit.femtosecond
     temperature, friction = settings.temperature * unit.kelvin, settings.friction_per_ps / unit.picosecond
-    groups = [(0, settings.inner_steps), (1, 1)]
     integrator: openmm.Integrator
-    if settings.ensemble == "nve":
-        integrator = MTSIntegrator(step, groups) if settings.forces == "mts" else openmm.VerletIntegrator(step)
-    elif settings.forces == "mts":
-        integrator = MTSLangevinIntegrator(temperature, friction, step, groups)
+    if settings.forces == "mts":
+        friction = friction if settings.ensemble == "nvt" else 0.0
+        integrator = MultipleTimeStepIntegrator(temperature, friction, step, settings.inner_steps)
+    elif settings.ensemble == "nve":
+        integrator = openmm.VerletIntegrator(step)
     else:
         integrator = openmm.LangevinMiddleIntegrator(temperature, friction, step)
     if settings.ensemble == "nvt":
@@ -352,6 +373,19 @@ def simulate(
     topology, positions = read_structure(output / "topology.pdb") if resume else read_structure(Path(settings.structure), settings.box_nm)
     symbols = [a.element.symbol if a.element is not None else "?" for a in topology.atoms()]
     check_coordinates(positions, symbols)
+    with torch_threads(topology.getNumAtoms()):
+        _run(settings, output, resume, topology, positions, progress)
+    return output
+
+
+def _run(
+    settings: SimulationSettings,
+    output: Path,
+    resume: bool,
+    topology: app.Topology,
+    positions: np.ndarray,
+    progress: Callable[[int, int, float, float, float], None] | None,
+) -> None:
     potential = SE3Potential(settings.model, forces=settings.forces, precision=settings.precision)
     system = potential.createSystem(topology, removeCMMotion=settings.ensemble == "nvt")
     if settings.pressure_bar is not None:
@@ -369,7 +403,7 @@ def simulate(
         with open(output / "topology.pdb", "w") as file:
             app.PDBFile.writeFile(topology, positions * unit.nanometer, file, keepIds=True)
         absolute = {"structure": str(Path(settings.structure).resolve()), "model": _absolute_model(settings.model)}
-        kept.write_text(json.dumps({**asdict(settings), **absolute}, indent=1) + "\n")
+        (output / SETTINGS_FILE).write_text(json.dumps({**asdict(settings), **absolute}, indent=1) + "\n")
         simulation.context.setPositions(positions)
         if settings.temperature > 0:
             simulation.context.setVelocitiesToTemperature(settings.temperature * unit.kelvin, settings.seed)
@@ -404,7 +438,6 @@ def simulate(
         topology.setPeriodicBoxVectors(state.getPeriodicBoxVectors())
     with open(output / FINAL_FILE, "w") as file:
         app.PDBFile.writeFile(topology, state.getPositions(), file, keepIds=True)
-    return output
 
 
 def _absolute_model(model: str) -> str:

@@ -11,6 +11,7 @@ import pytest
 import typer
 import yaml
 
+from benchmarks.__main__ import BENCHMARKS, path_of
 from openmm_se3.cli import app as runtime_app
 from training.__main__ import app as training_app
 from training.config import parse_config
@@ -22,7 +23,7 @@ APPS = {"openmm-se3": typer.main.get_command(runtime_app), "training": typer.mai
 #: This comment stands before a block that does not run everywhere, or that would make the tests slow.
 MARK = re.compile(r"<!-- needs (a GPU|conda|seconds) -->\s*$")
 #: Programs that are not ours, whose options are theirs.
-FOREIGN = {"mkdocs", "pre-commit", "git"}
+FOREIGN = {"mkdocs", "pre-commit", "git", "torchrun"}
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,13 @@ def check_ours(name, words):
 def check_script(path, words):
     """A Python file of the repository: it exists, and its argument parser knows the options."""
     assert path.is_file(), f"{path} does not exist"
+    trees = [ast.parse(path.read_text())]
+    if "parser_of(" in path.read_text():  # what benchmarks of time per step share
+        trees.append(ast.parse(path.with_name("speed.py").read_text()))
     known = {
         constant.value
-        for call in ast.walk(ast.parse(path.read_text()))
+        for tree in trees
+        for call in ast.walk(tree)
         if isinstance(call, ast.Call) and getattr(call.func, "attr", "") == "add_argument"
         for constant in call.args
         if isinstance(constant, ast.Constant)
@@ -137,6 +142,11 @@ def check(words):
         program, rest = rest[1], rest[2:]
         if program.startswith("benchmarks."):
             check_script(ROOT / (program.replace(".", "/") + ".py"), rest)
+            return
+        if program == "benchmarks":
+            if rest:
+                assert rest[0] in BENCHMARKS, f"no benchmark {rest[0]}; there are {', '.join(BENCHMARKS)}"
+                check_script(path_of(rest[0]), rest[1:])
             return
     if program in APPS:
         check_ours(program, rest)
@@ -223,6 +233,8 @@ def test_languages_of_blocks_are_known():
         "python -m training fit --devices two",
         "python examples/water_box_npt.py --waters 4",
         "python examples/nothing.py",
+        "python -m benchmarks sped",
+        "python -m benchmarks speed --fast",
         "make everything",
         "make simulate ARGS=--quick",
         "pip install '.[gpu]'",

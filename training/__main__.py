@@ -94,7 +94,8 @@ def fit_command(
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory of the run.")] = Path("run"),
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --output from its last checkpoint.")] = False,
     accelerator: Annotated[str, typer.Option(help="auto, cpu or gpu.")] = "auto",
-    devices: Annotated[int, typer.Option(help="Number of devices.")] = 1,
+    devices: Annotated[int, typer.Option(help="Devices on each node, one process for each; a step takes a batch from every one.")] = 1,
+    nodes: Annotated[int, typer.Option(help="Nodes; start the same command on each, by torchrun or srun.")] = 1,
 ) -> None:
     """Train a network, or continue an interrupted training."""
     from training.config import read_config
@@ -102,9 +103,11 @@ def fit_command(
     from training.module import NonFiniteTraining
 
     try:
-        module = fit(None if config is None else read_config(config), output, resume, accelerator, devices)
+        module = fit(None if config is None else read_config(config), output, resume, accelerator, devices, nodes)
     except (*_EXPECTED, NonFiniteTraining) as error:
         raise _fail(error) from None
+    if not module.trainer.is_global_zero:
+        return
     if module.bad_batches:
         console.print(f"{len(module.bad_batches)} molecules were in batches that were not finite and skipped; see the checkpoint", highlight=False)
     console.print(f"wrote {output / 'last.ckpt'}, log.csv and learning_curves.png", highlight=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 import lightning
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_only
 
 from training.callbacks import CsvLog, ProgressDisplay
 from training.checkpoint import CheckpointError, SafeCheckpointIO, initial_weights
@@ -17,7 +18,7 @@ from training.module import TrainingModule
 LAST = "last.ckpt"
 
 
-def fit(config: FitConfig | None, output: Path, resume: bool = False, accelerator: str = "auto", devices: int = 1) -> TrainingModule:
+def fit(config: FitConfig | None, output: Path, resume: bool = False, accelerator: str = "auto", devices: int = 1, nodes: int = 1) -> TrainingModule:
     """Train a network.
 
     Parameters
@@ -28,8 +29,9 @@ def fit(config: FitConfig | None, output: Path, resume: bool = False, accelerato
         Directory of the run: ``config.yaml``, ``last.ckpt``, ``best.ckpt``, ``log.csv``, ``learning_curves.png``.
     resume : bool
         Continue the run in `output` from its last checkpoint; the result is that of the uninterrupted run.
-    accelerator, devices
-        Handed to `lightning.Trainer`.
+    accelerator, devices, nodes
+        Handed to `lightning.Trainer`. With more than one device there is a process for each; every one takes batches of its own, and a
+        step is that of all of these together, as one process would take it. Resume with as many as before.
 
     Returns
     -------
@@ -53,7 +55,8 @@ def fit(config: FitConfig | None, output: Path, resume: bool = False, accelerato
         if config is not None and config != own:
             raise ConfigError(f"the configuration differs from {kept}; resume with that one, or start a new run in another directory")
         config = own
-    elif output.exists() and any(output.iterdir()):
+    elif rank_zero_only.rank == 0 and output.exists() and any(output.iterdir()):
+        # Only the first process looks: the others start after it has written.
         raise FileExistsError(f"{output} is not empty; choose another output directory, or resume the run in it with --resume")
     if config is None:
         raise ConfigError("a new run needs a configuration")
@@ -90,6 +93,8 @@ def fit(config: FitConfig | None, output: Path, resume: bool = False, accelerato
     trainer = lightning.Trainer(
         accelerator=accelerator,
         devices=devices,
+        num_nodes=nodes,
+        use_distributed_sampler=False,  # TrainingModule cuts its batches itself, none twice
         max_steps=run.max_steps,
         val_check_interval=run.validate_every if has_validation else None,
         check_val_every_n_epoch=None if has_validation else 1,

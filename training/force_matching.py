@@ -10,7 +10,7 @@ a directional derivative of dE/dw along g. A short step along g gives it from fi
 
 exact to first order in h. Each molecule has its own h, such that its atom with the largest g moves by `STEP`. Three evaluations of
 the network and ordinary backward passes take the place of a backward pass through a backward pass, which costs more memory and
-cannot be compiled (`benchmarks/force_matching.py` prints the ratio). The forces come from an evaluation of their own, whose backward
+cannot be compiled (`python -m benchmarks force-matching` prints the ratio). The forces come from an evaluation of their own, whose backward
 pass leaves the weights out: no graph is walked back twice, which `torch.compile` would refuse.
 """
 
@@ -44,6 +44,7 @@ def backward_force_matching(
     atomic_energies: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
     batch: Batch,
     loss: EnergyForceLoss,
+    whole: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Accumulate the gradient of the whole loss, conservative term included, in the parameters.
 
@@ -57,6 +58,8 @@ def backward_force_matching(
         With forces.
     loss : EnergyForceLoss
         Its conservative weight must not be zero.
+    whole : Tensor, optional
+        As in `EnergyForceLoss.per_molecule`.
 
     Returns
     -------
@@ -69,7 +72,7 @@ def backward_force_matching(
     at_rest, direct = network(batch.species, batch.displacement(batch.positions), batch.neighbors, batch.mask)
     energies = molecule_energies(at_rest, batch)
 
-    per_molecule = loss.per_molecule(energies, direct, conservative, batch)
+    per_molecule = loss.per_molecule(energies, direct, conservative, batch, whole)
     (g,) = torch.autograd.grad(per_molecule.mean(), conservative, retain_graph=True)
     largest = torch.zeros(len(batch.n_atoms_of), dtype=g.dtype, device=g.device)
     largest = largest.scatter_reduce(0, batch.molecule, g.norm(dim=-1), "amax").clamp_min(1e-20)

@@ -1,5 +1,7 @@
 """The loss of equation 3.2 and the errors that are reported."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -62,16 +64,20 @@ class EnergyForceLoss(nn.Module):
         self.config = config
         self.energy_scale, self.force_scale = energy_scale, force_scale
 
-    def per_molecule(self, energies: Tensor, direct: Tensor, conservative: Tensor | None, batch: Batch) -> Tensor:
-        """Every molecule's share, ``(n_molecules,)``; their mean weighs each atom's force alike within the batch."""
+    def per_molecule(self, energies: Tensor, direct: Tensor, conservative: Tensor | None, batch: Batch, whole: Tensor | None = None) -> Tensor:
+        """Every molecule's share, ``(n_molecules,)``; their mean weighs each atom's force alike within the batch.
+
+        `whole`, the numbers of molecules and of atoms ``(2,)`` of a batch of which this is a part, makes the mean a summand: the sum
+        over the parts is the loss of the whole batch.
+        """
         loss = self.config.energy_weight * ((energies - batch.energies) / self.energy_scale).square() / batch.n_atoms_of
         if batch.forces is not None:
-            atoms_per_molecule = len(batch.species) / len(batch.n_atoms_of)
+            atoms_per_molecule = len(batch.species) / len(batch.n_atoms_of) if whole is None else (whole[1] / whole[0]).to(loss.dtype)
             for weight, forces in ((self.config.force_weight, direct), (self.config.conservative_weight, conservative)):
                 if weight and forces is not None:
                     per_atom = ((forces - batch.forces) / self.force_scale).square().mean(-1)
                     loss = loss + weight / atoms_per_molecule * torch.zeros_like(loss).index_add(0, batch.molecule, per_atom.to(loss.dtype))
-        return loss
+        return loss if whole is None else loss * (len(loss) / whole[0]).to(loss.dtype)
 
 
 class ErrorSums:
@@ -100,6 +106,12 @@ class ErrorSums:
             self.add("force", direct - batch.forces)
             if conservative is not None:
                 self.add("conservative_force", conservative - batch.forces)
+
+    def add_all(self, others: Iterable["ErrorSums"]) -> None:
+        """Add what others have summed."""
+        for other in others:
+            for name, sums in other.sums.items():
+                self.add_sums(name, *sums)
 
     def result(self) -> dict[str, float]:
         """``{name}_mae`` and ``{name}_rmse`` in eV and eV/Angstrom."""

@@ -17,6 +17,7 @@ from training.config import FitConfig, OptimizerConfig
 from training.data.batches import Batch, Collator, SizeSampler
 from training.data.frames import DataError
 from training.data.packed import PackedDataset
+from training.distributed import gather_from_ranks, sum_gradients, sum_over_ranks, world_size
 from training.force_matching import backward_force_matching, positions_only
 from training.loss import EnergyForceLoss, ErrorSums, predict
 from training.network import build_network
@@ -110,8 +111,8 @@ class TrainingModule(lightning.LightningModule):
         return DataLoader(stream, batch_size=None)
 
     def val_dataloader(self) -> DataLoader:
-        """All batches of the validation split, smallest molecules first."""
-        batches = self._sampler("validation").epoch(0, shuffle=False)
+        """All batches of the validation split, smallest molecules first; of a distributed run, this process' share."""
+        batches = self._sampler("validation").epoch(0, shuffle=False)[self.global_rank :: self.trainer.world_size]
         return DataLoader(batches, batch_size=None, collate_fn=self.collate)  # type: ignore[arg-type]
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
@@ -125,7 +126,10 @@ class TrainingModule(lightning.LightningModule):
         return torch.optim.Adam(self.network.parameters(), lr=self.config.optimizer.learning_rate)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """One optimizer step, or a counted and reported skip if the loss or the gradient is not finite."""
+        """One optimizer step, or a counted and reported skip if the loss or the gradient is not finite.
+
+        The batches of all processes count as one: losses and gradients are sums over them, so all take the same step or none does.
+        """
         optimizer = self.optimizers()
         assert isinstance(optimizer, lightning.pytorch.core.optimizer.LightningOptimizer)
         self.batches_seen += 1
@@ -133,18 +137,22 @@ class TrainingModule(lightning.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad()
+        whole = None
+        if world_size() > 1:
+            whole = sum_over_ranks(torch.tensor([len(batch.energies), len(batch.species)], dtype=torch.float64, device=self.device))
         energies: Tensor
         conservative: Tensor | None
         if self.conservative:
-            per_molecule, energies, direct, conservative = backward_force_matching(self._forward, self._atomic_energies, batch, self.loss)
+            per_molecule, energies, direct, conservative = backward_force_matching(self._forward, self._atomic_energies, batch, self.loss, whole)
         else:
             energies, direct, conservative = predict(self._forward, batch, False, create_graph=False)
-            per_molecule = self.loss.per_molecule(energies, direct, conservative, batch)
-            self.manual_backward(per_molecule.mean())
-        loss = per_molecule.detach().mean()
+            per_molecule = self.loss.per_molecule(energies, direct, conservative, batch, whole)
+            per_molecule.mean().backward()  # not manual_backward, which would sum the gradients over the processes too
+        loss = sum_over_ranks(per_molecule.detach().mean())
+        finite_here = sum_gradients(self.network.parameters())
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.optimizer.gradient_clip)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
-            self._report_bad_batch(batch, per_molecule)
+            self._report_bad_batch(batch, per_molecule, bool(finite_here))
             return
         self._bad_in_a_row = 0
         optimizer.step()
@@ -154,14 +162,17 @@ class TrainingModule(lightning.LightningModule):
             errors.add_batch(energies, direct, conservative, batch)
         self.latest = {"loss": float(loss), "gradient_norm": float(norm), "learning_rate": rate, **errors.result()}
 
-    def _report_bad_batch(self, batch: Batch, per_molecule: Tensor) -> None:
+    def _report_bad_batch(self, batch: Batch, per_molecule: Tensor, finite_gradient: bool) -> None:
         finite = torch.isfinite(per_molecule)
-        guilty = batch.frames[~finite] if not finite.all() else batch.frames
-        for frame in guilty.tolist():
+        where = "gradient" if finite.all() else "loss"
+        guilty = batch.frames[~finite] if not finite.all() else batch.frames[:0] if finite_gradient else batch.frames
+        reports = [(w, frames) for w, frames in gather_from_ranks((where, guilty.tolist())) if frames]
+        frames = [frame for _, each in reports for frame in each]
+        for frame in frames:
             self.bad_batches.append({"batch": self.batches_seen, "frame": frame, "formula": self.dataset.formula(frame)})
-        where = "loss" if not finite.all() else "gradient"
-        names = ", ".join(f"{self.dataset.formula(f)} (frame {f})" for f in guilty[:5].tolist())
-        self.print(f"batch {self.batches_seen}: {where} not finite, step skipped; {len(guilty)} molecules: {names}")
+        where = "loss" if any(w == "loss" for w, _ in reports) else "gradient"
+        names = ", ".join(f"{self.dataset.formula(f)} (frame {f})" for f in frames[:5])
+        self.print(f"batch {self.batches_seen}: {where} not finite, step skipped; {len(frames)} molecules: {names}")
         self._bad_in_a_row += 1
         if self._bad_in_a_row >= self.MAX_BAD_IN_A_ROW:
             raise NonFiniteTraining(
@@ -180,8 +191,10 @@ class TrainingModule(lightning.LightningModule):
         self._errors.add_batch(*predict(self.ema.module, batch, self.conservative, create_graph=False), batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Publish the errors, in eV and eV/Angstrom."""
-        self.validation_errors = self._errors.result()
+        """Publish the errors of all processes' batches, in eV and eV/Angstrom."""
+        errors = ErrorSums()
+        errors.add_all(gather_from_ranks(self._errors))
+        self.validation_errors = errors.result()
         key = "conservative_force_rmse" if self.conservative else "force_rmse" if self.dataset.forces is not None else "energy_rmse"
         self.log("validation_error", self.validation_errors[key], sync_dist=True)
 

@@ -43,8 +43,9 @@ def find_neighbors(positions: Tensor, box: Tensor | None, cutoff: float) -> tupl
         Indices ``(n_atoms, max_neighbors)`` int64, in range on padding too, and the bool mask; at least one column.
     """
     n_atoms = positions.shape[0]
-    # Measured on a CPU: up to 32 atoms it costs less to carry pairs beyond the cutoff through the network than to list the others.
-    if 2 <= n_atoms <= 32:
+    # Measured on a CPU: up to 32 atoms it costs less to carry pairs beyond the cutoff through the network than to list the others. On a GPU
+    # up to 128 atoms, since the others' number is known only after a synchronisation, in which no CUDA graph can be captured.
+    if 2 <= n_atoms <= (128 if positions.is_cuda else 32):
         return all_others(positions, box, cutoff)
     if n_atoms < 1000:
         return neighbor_matrix(positions, box, cutoff)

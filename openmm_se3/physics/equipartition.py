@@ -5,6 +5,7 @@ import openmm
 from ase import Atoms
 from openmm import unit
 
+from openmm_se3.integrators import MultipleTimeStepIntegrator
 from openmm_se3.physics.dynamics import Progress, Trace, run, velocities
 from openmm_se3.physics.molecules import topology_of
 from openmm_se3.physics.report import Line, Panel, Quantity, Section, thinned
@@ -44,8 +45,9 @@ def langevin_integrator(forces: str, settings: PhysicsSettings) -> openmm.Integr
     """Langevin integrator with the friction that ``openmm-se3 simulate`` has by default; of multiple time steps for ``"mts"``."""
     temperature, friction = settings.temperature * unit.kelvin, SimulationSettings.friction_per_ps / unit.picosecond
     step = settings.timestep_fs * unit.femtosecond
+    integrator: openmm.Integrator
     if forces == "mts":
-        integrator = openmm.MTSLangevinIntegrator(temperature, friction, settings.mts_outer * step, [(1, 1), (0, settings.mts_outer)])
+        integrator = MultipleTimeStepIntegrator(temperature, friction, settings.mts_outer * step, settings.mts_outer)
     else:
         integrator = openmm.LangevinMiddleIntegrator(temperature, friction, step)
     integrator.setRandomNumberSeed(settings.seed)

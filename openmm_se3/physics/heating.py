@@ -3,6 +3,7 @@
 import openmm
 from openmm import unit
 
+from openmm_se3.integrators import MultipleTimeStepIntegrator
 from openmm_se3.physics.dynamics import Progress, Trace, run, velocities
 from openmm_se3.physics.molecules import topology_of
 from openmm_se3.physics.report import Line, Panel, Quantity, Section, thinned
@@ -43,7 +44,7 @@ def heating_rate(trace: Trace, degrees_of_freedom: int) -> tuple[float, float]:
 def nve_integrator(forces: str, timestep_fs: float, mts_outer: int) -> openmm.Integrator:
     """Verlet; for multiple time stepping r-RESPA with the direct force (group 0) inside and the correction (group 1) outside."""
     if forces == "mts":
-        return openmm.MTSIntegrator(mts_outer * timestep_fs * unit.femtosecond, [(1, 1), (0, mts_outer)])
+        return MultipleTimeStepIntegrator(0, 0, mts_outer * timestep_fs * unit.femtosecond, mts_outer)
     return openmm.VerletIntegrator(timestep_fs * unit.femtosecond)
 
 

@@ -11,13 +11,14 @@ from dataclasses import replace
 import numpy as np
 import openmm
 import pytest
+import torch
 from ase.io import read, write
 from openmm import app, unit
 from typer.testing import CliRunner
 
 from openmm_se3.cli import app as cli
 from openmm_se3.errors import UnsupportedSystemError
-from openmm_se3.simulate import SimulationError, SimulationSettings, read_log, simulate, temperature_deviation, truncate_dcd
+from openmm_se3.simulate import SimulationError, SimulationSettings, read_log, simulate, temperature_deviation, torch_threads, truncate_dcd
 from openmm_se3.structures import check_coordinates, read_structure
 from tests.openmm_se3.helpers import EXAMPLES, MODEL, ROOT
 
@@ -91,6 +92,23 @@ def test_outputs(tmp_path):
     assert np.isfinite(final._value).all()
     with pytest.raises(FileExistsError, match="not empty"):
         simulate(SHORT, tmp_path / "md")
+
+
+def test_threads_of_torch(monkeypatch):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        with torch_threads(9):
+            assert torch.get_num_threads() == 1
+        with torch_threads(648):
+            assert torch.get_num_threads() == 3
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
+        with torch_threads(9):
+            assert torch.get_num_threads() == 3
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_minimisation_lowers_the_energy(tmp_path):

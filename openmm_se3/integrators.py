@@ -1,0 +1,101 @@
+"""`MultipleTimeStepIntegrator`: drives the two forces of ``forces="mts"`` with no evaluation more than there are inner steps."""
+
+import math
+from typing import Any
+
+import openmm
+from openmm import unit
+
+
+class MultipleTimeStepIntegrator(openmm.CustomIntegrator):
+    """Reversible multiple time steps (r-RESPA) for the two force groups of ``SE3Potential(forces="mts")``, with Langevin friction or without.
+
+    The direct forces are evaluated `innerSteps` times in one step, what they lack of the conservative forces once. The slow force is
+    applied at the middle of the step, as one kick; the inner steps around it are those of BAOAB, or of velocity Verlet without friction:
+
+        [B A O A B] n/2 times,  v += stepSize f_slow / m,  [B A O A B] n/2 times.
+
+    So the last force of a step is the first of the next, and OpenMM, which keeps the force that it computed last, does not compute it
+    again. ``openmm.mtsintegrator`` kicks with the slow force at both ends and evaluates the fast one n + 1 times, but for platforms that
+    keep the forces of several groups, as CUDA does. Both are symmetric, of second order, and conserve an energy that differs from the
+    total by the square of the step.
+
+    Rigid constraints and virtual sites of a force field around the model are respected. Forces in other groups are not integrated.
+
+    Parameters
+    ----------
+    temperature : openmm.unit.Quantity or float
+        Of the heat bath; K if it has no unit.
+    frictionCoeff : openmm.unit.Quantity or float
+        Coupling to the heat bath; 1/ps if it has no unit. 0 is dynamics at constant energy.
+    stepSize : openmm.unit.Quantity or float
+        All inner steps together; ps if it has no unit.
+    innerSteps : int
+        An even number, or 1, which is velocity Verlet (BAOAB with friction) of the conservative model.
+    forceGroup : int
+        Group of the direct forces, as given to `SE3Potential.addForces`; the slow force is in the next.
+
+    Raises
+    ------
+    ValueError
+        For unusable `innerSteps`, `forceGroup`, `temperature` or `frictionCoeff`.
+
+    References
+    ----------
+    M. Tuckerman, B. J. Berne, G. J. Martyna, J. Chem. Phys. 97, 1990 (1992); B. Leimkuhler, C. Matthews, Appl. Math. Res. Express 2013, 34.
+
+    Examples
+    --------
+    >>> system = SE3Potential("se3-ani1x", forces="mts").createSystem(topology)  # doctest: +SKIP
+    >>> integrator = MultipleTimeStepIntegrator(300 * unit.kelvin, 1 / unit.picosecond, 2 * unit.femtosecond, 4)  # doctest: +SKIP
+    """
+
+    def __init__(self, temperature: Any, frictionCoeff: Any, stepSize: Any, innerSteps: int, forceGroup: int = 0) -> None:
+        kelvin, friction = (_number(temperature, unit.kelvin), _number(frictionCoeff, unit.picosecond**-1))
+        if innerSteps < 1 or (innerSteps > 1 and innerSteps % 2):
+            raise ValueError(f"innerSteps must be 1 or even, since the slow force acts at the middle of a step, got {innerSteps}")
+        if not 0 <= forceGroup <= 30:
+            raise ValueError(f"forceGroup must be from 0 to 30, since the slow force is in the group after it, got {forceGroup}")
+        if not (kelvin >= 0 and friction >= 0):
+            raise ValueError(f"temperature and frictionCoeff must not be negative, got {kelvin} K and {friction}/ps")
+        super().__init__(stepSize)
+        inner = _number(stepSize, unit.picosecond) / innerSteps
+        self._thermostatted = friction > 0
+        self.addGlobalVariable("inner", inner)
+        if self._thermostatted:
+            self.addGlobalVariable("a", math.exp(-friction * inner))
+            self.addGlobalVariable("b", math.sqrt(-math.expm1(-2 * friction * inner)))
+            gas = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
+            self.addGlobalVariable("kT", gas * kelvin)
+        self.addPerDofVariable("x1", 0)
+        fast, slow = f"f{forceGroup}", f"f{forceGroup + 1}"
+        if innerSteps == 1:
+            self.setIntegrationForceGroups({forceGroup, forceGroup + 1})
+            fast = "f"
+        self.addUpdateContextState()
+        self._kick(f"0.5*inner*{fast}")
+        for i in range(1, innerSteps + 1):
+            self._drift()
+            # The second half of a kick and the first half of the next are one.
+            self._kick(f"inner*{fast}" if i < innerSteps else f"0.5*inner*{fast}")
+            if 2 * i == innerSteps:
+                self._kick(f"dt*{slow}")
+
+    def _kick(self, impulse: str) -> None:
+        self.addComputePerDof("v", f"v + {impulse}/m")
+        self.addConstrainVelocities()
+
+    def _drift(self) -> None:
+        if self._thermostatted:
+            self.addComputePerDof("x", "x + 0.5*inner*v")
+            self.addComputePerDof("v", "a*v + b*sqrt(kT/m)*gaussian")
+            self.addComputePerDof("x", "x + 0.5*inner*v")
+        else:
+            self.addComputePerDof("x", "x + inner*v")
+        self.addComputePerDof("x1", "x")
+        self.addConstrainPositions()
+        self.addComputePerDof("v", "v + (x - x1)/inner")
+
+
+def _number(value: Any, of: unit.Unit) -> float:
+    return float(value.value_in_unit(of)) if unit.is_quantity(value) else float(value)

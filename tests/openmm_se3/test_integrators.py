@@ -1,0 +1,168 @@
+"""The integrator for multiple time steps: how often it evaluates each group, its order, reversibility, temperature and limits."""
+
+import numpy as np
+import openmm
+import pytest
+from openmm import unit
+
+from openmm_se3 import MultipleTimeStepIntegrator
+
+REFERENCE = "Reference"
+FAST, SLOW = "400*r2 + 900*r2^2; r2=(x-0.1)^2+y^2+z^2", "30*r2 + 60*x^3; r2=x^2+y^2+z^2"
+
+
+def oscillators(n=4, seed=0, fast_group=0):
+    """Anharmonic oscillators under a stiff and a soft force, positions (nm) and velocities (nm/ps)."""
+    system, rng = openmm.System(), np.random.default_rng(seed)
+    for _ in range(n):
+        system.addParticle(12.0)
+    for group, energy in ((fast_group, FAST), (fast_group + 1, SLOW)):
+        force = openmm.CustomExternalForce(energy)
+        force.setForceGroup(group)
+        for i in range(n):
+            force.addParticle(i, [])
+        system.addForce(force)
+    return system, rng.normal(scale=0.1, size=(n, 3)), rng.normal(scale=0.5, size=(n, 3))
+
+
+def run(integrator, x, v, steps, system=None):
+    """Positions, velocities and total energy after some steps."""
+    system = oscillators(len(x))[0] if system is None else system
+    context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName(REFERENCE))
+    context.setPositions(x)
+    context.setVelocities(v)
+    integrator.step(steps)
+    state = context.getState(getPositions=True, getVelocities=True, getEnergy=True)
+    energy = (state.getPotentialEnergy() + state.getKineticEnergy()).value_in_unit(unit.kilojoule_per_mole)
+    return np.array(state.getPositions(asNumpy=True)._value), np.array(state.getVelocities(asNumpy=True)._value), energy
+
+
+@pytest.mark.parametrize("inner_steps", [1, 4, 8])
+@pytest.mark.parametrize("friction", [0.0, 5.0])
+def test_each_group_is_evaluated_as_often_as_it_must_be(inner_steps, friction):
+    counts = {"fast": 0, "slow": 0}
+
+    def counted(name, stiffness):
+        def compute(state):
+            counts[name] += 1
+            x = state.getPositions(asNumpy=True)._value
+            return 0.5 * stiffness * (x**2).sum(), -stiffness * x
+
+        return compute
+
+    system = openmm.System()
+    system.addParticle(12.0)
+    for group, (name, stiffness) in enumerate((("fast", 1e4), ("slow", 1e2))):
+        force = openmm.PythonForce(counted(name, stiffness))
+        force.setForceGroup(group)
+        system.addForce(force)
+    integrator = MultipleTimeStepIntegrator(300, friction, 0.002, inner_steps)
+    context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName(REFERENCE))
+    context.setPositions([[0.1, 0.0, 0.0]])
+    integrator.step(1)
+    counts.update(fast=0, slow=0)
+    for _ in range(3):  # one call of many steps is no different from several calls
+        integrator.step(2)
+    assert counts == {"fast": 6 * inner_steps, "slow": 6}
+
+
+@pytest.mark.parametrize("inner_steps", [1, 2, 4])
+def test_time_is_reversible(inner_steps):
+    _, x, v = oscillators()
+    there = run(MultipleTimeStepIntegrator(0, 0, 0.02, inner_steps), x, v, 50)
+    assert np.abs(there[0] - x).max() > 0.05
+    back = run(MultipleTimeStepIntegrator(0, 0, 0.02, inner_steps), there[0], -there[1], 50)
+    np.testing.assert_allclose(back[0], x, atol=1e-10)
+    np.testing.assert_allclose(back[1], -v, atol=1e-9)
+
+
+@pytest.mark.parametrize("inner_steps", [1, 4])
+def test_second_order_in_the_outer_step(inner_steps):
+    _, x, v = oscillators()
+    exact = run(MultipleTimeStepIntegrator(0, 0, 0.0001, 1), x, v, 4000)
+    errors = [np.abs(run(MultipleTimeStepIntegrator(0, 0, 0.4 / n, inner_steps), x, v, n)[0] - exact[0]).max() for n in (20, 40)]
+    assert 3.5 < errors[0] / errors[1] < 4.5
+
+
+def test_one_inner_step_is_verlet():
+    """OpenMM's leapfrog, started with velocities half a step earlier, visits the same positions."""
+    system, x, v = oscillators()
+    probe = openmm.Context(system, openmm.VerletIntegrator(0.01), openmm.Platform.getPlatformByName(REFERENCE))
+    probe.setPositions(x)
+    force = np.array(probe.getState(getForces=True).getForces(asNumpy=True)._value)
+    leapfrog = run(openmm.VerletIntegrator(0.01), x, v - 0.5 * 0.01 * force / 12.0, 30)
+    np.testing.assert_allclose(run(MultipleTimeStepIntegrator(0, 0, 0.01, 1), x, v, 30)[0], leapfrog[0], atol=1e-12)
+
+
+def test_conserves_energy_as_well_as_openmms():
+    """Deviations of the total energy at the ends of the steps, against r-RESPA with the slow force at both ends."""
+    from openmm.mtsintegrator import MTSIntegrator
+
+    deviations = []
+    for integrator in (MultipleTimeStepIntegrator(0, 0, 0.03, 4), MTSIntegrator(0.03, [(0, 4), (1, 1)])):
+        system, x, v = oscillators()
+        start = run(openmm.VerletIntegrator(1e-9), x, v, 1)[2]
+        context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName(REFERENCE))
+        context.setPositions(x)
+        context.setVelocities(v)
+        energies = []
+        for _ in range(100):
+            integrator.step(1)
+            state = context.getState(getEnergy=True)
+            energies.append((state.getPotentialEnergy() + state.getKineticEnergy())._value)
+        deviations.append(np.abs(np.array(energies) - start).max())
+    assert deviations[0] < 2 * deviations[1]
+    assert deviations[0] < 0.02 * start
+
+
+@pytest.mark.parametrize("inner_steps", [1, 4])
+def test_temperature(inner_steps):
+    """Equipartition, within four standard errors of the mean, in both degrees of freedom that a harmonic oscillator has."""
+    n, stiffness = 200, 4e3
+    system = openmm.System()
+    for group, share in ((3, 0.9), (4, 0.1)):
+        force = openmm.CustomExternalForce(f"{0.5 * stiffness * share}*(x^2+y^2+z^2)")
+        force.setForceGroup(group)
+        for i in range(n):
+            force.addParticle(i, [])
+        system.addForce(force)
+    for _ in range(n):
+        system.addParticle(12.0)
+    integrator = MultipleTimeStepIntegrator(300 * unit.kelvin, 20 / unit.picosecond, 4 * unit.femtosecond, inner_steps, forceGroup=3)
+    integrator.setRandomNumberSeed(1)
+    context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName(REFERENCE))
+    context.setPositions(np.zeros((n, 3)))
+    integrator.step(200)
+    kinetic, potential = [], []
+    for _ in range(40):
+        integrator.step(50)  # 0.2 ps: four times the friction's memory
+        state = context.getState(getEnergy=True)
+        kinetic.append(state.getKineticEnergy()._value)
+        potential.append(state.getPotentialEnergy()._value)
+    expected = 1.5 * n * 300 * unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
+    error = np.sqrt(2 / (3 * n * 40))
+    assert np.mean(kinetic) / expected == pytest.approx(1, abs=4 * error + 0.003)  # BAOAB's velocities lag by O(step^2)
+    assert np.mean(potential) / expected == pytest.approx(1, abs=4 * error)
+
+
+def test_rigid_constraints_hold():
+    system, x, v = oscillators(2)
+    system.addConstraint(0, 1, 0.1)
+    x[1] = x[0] + [0.1, 0, 0]
+    x, v, _ = run(MultipleTimeStepIntegrator(300, 5, 0.01, 4), x, v, 20, system)
+    assert np.linalg.norm(x[1] - x[0]) == pytest.approx(0.1, abs=1e-5)
+    assert (x[1] - x[0]) @ (v[1] - v[0]) == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((300, 1, 0.002, 3), "innerSteps must be 1 or even.*got 3"),
+        ((300, 1, 0.002, 0), "innerSteps must be 1 or even.*got 0"),
+        ((300, 1, 0.002, 4, 31), "forceGroup must be from 0 to 30.*got 31"),
+        ((300, -1 / unit.picosecond, 0.002, 4), "must not be negative, got 300.0 K and -1.0/ps"),
+    ],
+)
+def test_refusals(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MultipleTimeStepIntegrator(*arguments)

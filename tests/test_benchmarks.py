@@ -1,0 +1,142 @@
+"""The benchmarks run, at their smallest, and what they store is what they print."""
+
+import json
+import sys
+
+import numpy as np
+import openmm
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks.__main__ import BENCHMARKS, app, path_of
+from tests.training.helpers import sample_dataset
+
+
+def run(name, *options):
+    """A benchmark by the command line; its standard output."""
+    previous = sys.argv
+    try:
+        result = CliRunner().invoke(app, [name, *map(str, options)], catch_exceptions=False)
+    finally:
+        sys.argv = previous
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def stored(path):
+    record = json.loads(path.read_text())
+    assert record["machine"]["cores"] >= 1
+    assert record["versions"]["openmm"] == openmm.__version__
+    return record
+
+
+def test_every_benchmark_is_listed_with_its_first_line():
+    listed = run("--help")
+    for name in BENCHMARKS:
+        assert name in listed
+        assert path_of(name).is_file()
+
+
+@pytest.fixture(scope="module")
+def speed(tmp_path_factory):
+    """Direct forces on water beside a peer that does not exist."""
+    path = tmp_path_factory.mktemp("speed") / "speed.json"
+    options = ("--systems", "water", "--modes", "direct", "--blocks", 2, "--seconds", 0.05, "--threads", 1, "--output", path)
+    return run("speed", *options, "--peer", f"nonsense={sys.executable}"), stored(path)["systems"]["water"]["rows"]
+
+
+def test_time_per_step(speed):
+    output, rows = speed
+    row = rows["direct"]
+    assert len(row["blocks"]) == 2
+    assert min(row["blocks"]) <= row["ms_per_step"] <= max(row["blocks"])
+    assert f"direct           {row['ms_per_step']:10.2f} ms/step" in output
+    assert row["finite"]
+    assert 0 < row["peak_of_the_potential_mb"] < row["peak_mb"]
+
+
+def test_a_row_that_fails_does_not_stop_the_others(speed):
+    output, rows = speed
+    assert rows["direct"]["ms_per_step"] > 0
+    assert "KeyError: 'nonsense'" in rows["nonsense"]["error"]
+    assert "FAILED: KeyError: 'nonsense'" in output
+
+
+def test_operators_and_neighbors(tmp_path):
+    run("operators", "--systems", "water", "--modes", "direct,conservative", "--device", "cpu", "--output", tmp_path / "operators.json")
+    counts = stored(tmp_path / "operators.json")["results"]["water"]
+    assert 0 < counts["direct"]["views"] < counts["direct"]["operators"] < counts["conservative"]["operators"]
+    assert counts["direct"]["cuda_kernels"] is None
+    run("neighbors", "--systems", "water", "--device", "cpu", "--repeats", 3, "--output", tmp_path / "neighbors.json")
+    assert 0 < stored(tmp_path / "neighbors.json")["results"]["water"]["share"] < 1
+
+
+def test_endurance(tmp_path):
+    run("endurance", "--steps", 100, "--blocks", 10, "--output", tmp_path / "endurance.json")
+    record = stored(tmp_path / "endurance.json")
+    assert len(record["blocks"]) == 10
+    assert record["result"]["speed_ratio"] == pytest.approx(record["blocks"][0] / record["blocks"][-1])
+
+
+def test_memory(tmp_path, monkeypatch):
+    from benchmarks import memory
+
+    peaks = iter([100.0, 121.6])
+    monkeypatch.setattr(memory, "measure", lambda structure, rows, blocks, seconds: {"direct": {"peak_of_the_potential_mb": next(peaks)}})
+    output = run("memory", "--modes", "direct", "--waters", "36,108", "--output", tmp_path / "memory.json")
+    rows = stored(tmp_path / "memory.json")["results"]["direct"]
+    assert list(rows) == ["108", "324"]
+    assert rows["324"]["kb_per_added_atom"] == pytest.approx(102.4)
+    assert "102.4 kB for each atom more" in output
+
+
+def test_training_throughput(tmp_path):
+    packed = sample_dataset(tmp_path).directory
+    run("training-throughput", packed, "--molecules", 2, "--batches", 1, "--repeats", 2, "--output", tmp_path / "training.json")
+    record = stored(tmp_path / "training.json")
+    for mode in ("direct", "conservative"):
+        assert len(record["steps"][mode]) == 2
+        assert record["steps"][mode][0]["parameters"] == 446_169
+        assert record["molecules_per_cpu_second"][mode] > 0
+    losses = [s["loss"] for s in record["steps"]["direct"]]
+    assert losses[1] < losses[0]  # the same batch twice: it learns
+
+
+class TestGpu:
+    def test_rehearsal(self, tmp_path, monkeypatch):
+        from benchmarks import gpu
+
+        # One mode, case and precision are enough to see the parts fit together.
+        monkeypatch.setattr(gpu, "FORCE_MODES", ("mts",))
+        monkeypatch.setattr(gpu, "LIMITS", {"single": gpu.LIMITS["single"]})
+        whole = gpu.cases()
+        monkeypatch.setattr(gpu, "cases", lambda: {"subset, triclinic": whole["subset, triclinic"]})
+        output = run("gpu", "--output", tmp_path / "gpu", "--platform", "Reference", "--sizes", "water", "--blocks", 1, "--seconds", 0.05)
+        record = stored(tmp_path / "gpu" / "gpu.json")
+        (row,) = record["correctness"]
+        assert row["passed"]
+        assert row["force_error"] > 0
+        assert record["systems"]["water"]["rows"]["mts"]["ms_per_step"] > 0
+        assert set(record["operators"]["water"]) == {"mts, direct", "mts, conservative - direct"}
+        assert "| water | 3 | mts |" in (tmp_path / "gpu" / "gpu.md").read_text()
+        assert (tmp_path / "gpu" / "gpu.png").stat().st_size > 1000
+        assert "0 of 1 checks failed" in output
+
+    def test_a_deviation_is_noticed(self, tmp_path, monkeypatch):
+        from benchmarks import gpu
+
+        monkeypatch.setattr(gpu, "LIMITS", {"single": gpu.LIMITS["single"]})
+        monkeypatch.setattr(gpu, "cases", lambda: {"molecule": (None, None, None)})
+        results = iter([(1.0, openmm_forces(1.0)), (1.0, openmm_forces(1.001))] * 3)
+        monkeypatch.setattr(gpu, "evaluate", lambda *a, **k: next(results))
+        assert [row["passed"] for row in gpu.check_correctness("se3-ani1x", "Reference")] == [False] * 3
+
+    @pytest.mark.skipif("CUDA" in [openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())], reason="has CUDA")
+    def test_refuses_without_cuda(self, tmp_path):
+        result = CliRunner().invoke(app, ["gpu", "--output", str(tmp_path / "gpu")])
+        assert result.exit_code == 2
+        assert not (tmp_path / "gpu").exists()
+
+
+def openmm_forces(largest):
+    return np.array([[largest, 0.0, 0.0], [0.5, 0.0, 0.0]])
