@@ -18,6 +18,7 @@ from training.data.batches import Batch, Collator, SizeSampler
 from training.data.frames import DataError
 from training.data.packed import PackedDataset
 from training.force_matching import backward_force_matching, positions_only
+from training.guard import BatchGuard
 from training.loss import EnergyForceLoss, ErrorSums, predict
 from training.network import build_network
 
@@ -34,10 +35,6 @@ def learning_rate(step: int, config: OptimizerConfig, max_steps: int) -> float:
         return config.learning_rate * (step + 1) / config.warmup_steps
     x = min((step - config.warmup_steps) / max(max_steps - config.warmup_steps, 1), 1.0)
     return config.learning_rate * (config.final_fraction + (1 - config.final_fraction) * 0.5 * (1 + math.cos(math.pi * x)))
-
-
-class NonFiniteTraining(RuntimeError):
-    """Too many batches in a row had a loss or gradient that is not finite."""
 
 
 class _BatchStream(IterableDataset):
@@ -62,8 +59,6 @@ class TrainingModule(lightning.LightningModule):
         The data; statistics of its metadata scale the network's outputs and the loss.
     """
 
-    MAX_BAD_IN_A_ROW = 20
-
     def __init__(self, config: FitConfig, dataset: PackedDataset) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -84,7 +79,7 @@ class TrainingModule(lightning.LightningModule):
         self.collate = Collator(dataset, numbers, config.network.cutoff)
         self.batches_seen = 0
         self.bad_batches: list[dict[str, Any]] = []
-        self._bad_in_a_row = 0
+        self._not_finite, self._silent = BatchGuard("were not finite"), BatchGuard("were answered with zeros or with one energy per atom")
         self.latest: dict[str, float] = {}
         self._errors = ErrorSums()
         forward: Any = self.network
@@ -146,28 +141,35 @@ class TrainingModule(lightning.LightningModule):
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             self._report_bad_batch(batch, per_molecule)
             return
-        self._bad_in_a_row = 0
+        self._not_finite.see(False, self.global_step)
         optimizer.step()
         self.ema.update_parameters(self.network)
         with torch.no_grad():
             errors = ErrorSums()
             errors.add_batch(energies, direct, conservative, batch)
         self.latest = {"loss": float(loss), "gradient_norm": float(norm), "learning_rate": rate, **errors.result()}
+        self._silent.see(self._is_silent(energies, direct, batch), self.global_step)
 
     def _report_bad_batch(self, batch: Batch, per_molecule: Tensor) -> None:
         finite = torch.isfinite(per_molecule)
         guilty = batch.frames[~finite] if not finite.all() else batch.frames
-        for frame in guilty.tolist():
-            self.bad_batches.append({"batch": self.batches_seen, "frame": frame, "formula": self.dataset.formula(frame)})
         where = "loss" if not finite.all() else "gradient"
+        for frame in guilty.tolist():
+            self.bad_batches.append(
+                {"batch": self.batches_seen, "frame": frame, "formula": self.dataset.formula(frame), "reason": f"{where} not finite"}
+            )
         names = ", ".join(f"{self.dataset.formula(f)} (frame {f})" for f in guilty[:5].tolist())
         self.print(f"batch {self.batches_seen}: {where} not finite, step skipped; {len(guilty)} molecules: {names}")
-        self._bad_in_a_row += 1
-        if self._bad_in_a_row >= self.MAX_BAD_IN_A_ROW:
-            raise NonFiniteTraining(
-                f"{self._bad_in_a_row} batches in a row were not finite; the weights have diverged. "
-                "Resume from the last good checkpoint with a lower learning rate or a stricter gradient_clip."
-            )
+        self._not_finite.see(True, self.global_step)
+
+    def _is_silent(self, energies: Tensor, direct: Tensor, batch: Batch) -> bool:
+        """Whether the network says the same of everything: its non-linearities are dead, and no gradient will wake them."""
+        if not batch.mask.any():  # isolated atoms
+            return False
+        if batch.forces is not None and self.config.loss.force_weight > 0:
+            return not bool(direct.detach().any())
+        per_atom = energies.detach() / batch.n_atoms_of
+        return len(per_atom) > 1 and bool((per_atom == per_atom[0]).all())
 
     # ---- validation, with the averaged weights
 

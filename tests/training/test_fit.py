@@ -25,8 +25,9 @@ from training.data.prepare import prepare
 from training.export import export
 from training.fit import fit
 from training.force_matching import backward_force_matching, positions_only
+from training.guard import NonFiniteTraining
 from training.loss import EnergyForceLoss, predict
-from training.module import NonFiniteTraining, TrainingModule, learning_rate
+from training.module import TrainingModule, learning_rate
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -26,7 +26,7 @@ from training.network.radial import BesselBasis, envelope
 from training.network.reference.attention import ReferenceAttention
 from training.network.reference.basis_kernels import BasisKernels, coupled_degrees
 from training.network.reference.constants import ExactConstant
-from training.network.reference.embedding import OneHotEmbedding, PhysicalEmbedding, period_and_group, physical_properties
+from training.network.reference.embedding import PAULING_ELECTRONEGATIVITY, OneHotEmbedding, PhysicalEmbedding, period_and_group, physical_properties
 from training.network.reference.layer import ReferenceLayer
 from training.network.reference.norm import NormNonlinearity
 from training.network.reference.radial_kernels import RadialKernels
@@ -213,14 +213,14 @@ class TestEquationsByLoops:
     def test_equations_23_to_25_and_28(self, channels_in):
         """Queries, keys, weights and the layer, head by head and neighbour by neighbour."""
         torch.manual_seed(1)
-        channels_out, heads, n_queried = (2, 1, 3), 2, len(channels_in)
-        layer = ReferenceLayer(channels_in, channels_out, heads, 2, False, 6, 8, 8).double()
+        channels_out, head_channels, heads, n_queried = (5, 4, 2), (2, 1, 3), 2, len(channels_in)
+        layer = ReferenceLayer(channels_in, channels_out, head_channels, heads, 2, False, 6, 8, 8).double()
         torch.nn.init.normal_(layer.attention.softmax.sink)
         neighbors, scalars, kernels, weight = random_edges(4, 3, 2)
         features = [f.double() for f in random_features(channels_in, 4)]
         got = layer(features, neighbors, scalars, kernels, weight)
         attention = layer.attention
-        both = [2 * heads * c if degree < n_queried else heads * c for degree, c in enumerate(channels_out)]
+        both = [2 * heads * c if degree < n_queried else heads * c for degree, c in enumerate(head_channels)]
         n_in = len(channels_in)
 
         def kernel(i, k, receiver, sender):
@@ -236,12 +236,12 @@ class TestEquationsByLoops:
                     sum(torch.einsum("aobi,bi->ao", kernel(i, k, receiver, s), features[s][neighbors[i, k]]) for s in range(n_in))
                     for receiver in range(3)
                 ]
-                keys.append([m[:, : heads * c] for m, c in zip(message, channels_out, strict=True)][:n_queried])
-                values.append([m[:, heads * c :] if d < n_queried else m for d, (m, c) in enumerate(zip(message, channels_out, strict=True))])
-            attended = [torch.zeros(2 * d + 1, heads * c, dtype=torch.float64) for d, c in enumerate(channels_out)]
+                keys.append([m[:, : heads * c] for m, c in zip(message, head_channels, strict=True)][:n_queried])
+                values.append([m[:, heads * c :] if d < n_queried else m for d, (m, c) in enumerate(zip(message, head_channels, strict=True))])
+            attended = [torch.zeros(2 * d + 1, heads * c, dtype=torch.float64) for d, c in enumerate(head_channels)]
             for h in range(heads):
-                cut = [slice(h * c, (h + 1) * c) for c in channels_out]
-                size = sum((2 * d + 1) * channels_out[d] for d in range(n_queried))
+                cut = [slice(h * c, (h + 1) * c) for c in head_channels]
+                size = sum((2 * d + 1) * head_channels[d] for d in range(n_queried))
                 s = [sum(float((query[d][:, cut[d]] * key[d][:, cut[d]]).sum()) for d in range(n_queried)) / math.sqrt(size) for key in keys]
                 e = [float(weight[i, k]) * math.exp(s[k]) for k in range(3)]  # equation 2.5 with envelope and sink
                 total = math.exp(float(attention.softmax.sink[h].detach())) + sum(e)
@@ -255,7 +255,7 @@ class TestEquationsByLoops:
 
     def test_plain_softmax_is_the_limit(self):
         """Equation 2.5 word by word: without sink and with all neighbours well inside the cutoff."""
-        layer = ReferenceAttention((3,), (2, 1), 2, 1, False, 6, 8)
+        layer = ReferenceAttention((3,), (2, 1), (2, 1), 2, 1, False, 6, 8)
         torch.nn.init.constant_(layer.softmax.sink, -60.0)
         logits = torch.randn(4, 5, 2)
         torch.testing.assert_close(layer.softmax(logits, torch.ones(4, 5)), torch.softmax(logits, dim=1))
@@ -305,7 +305,7 @@ class TestEquivariance:
     @pytest.mark.parametrize("channels_out", [(2, 3), (3, 1, 2, 4)])
     def test_layer_and_attention(self, dtype, reflect, natural, channels_in, channels_out):
         torch.manual_seed(0)
-        layer = ReferenceLayer(channels_in, channels_out, 2, 3, natural, 6, 8, 8)
+        layer = ReferenceLayer(channels_in, channels_out, (1, 3, 2, 1), 2, 3, natural, 6, 8, 8)
         q, features = random_orthogonal(1, reflect), random_features(channels_in, 7)
         # From scalars alone only J = l occurs, so that even with all J there is no pseudo-vector yet.
         symmetric = natural or not reflect or len(channels_in) == 1
@@ -431,7 +431,7 @@ def test_production_attention_is_the_depthwise_limit_of_the_reference():
         n_atoms, heads, width = 6, 2, 3
         hidden = heads * width
         production = EquivariantAttention((hidden,) * 3, (width,) * 3, hidden, heads, 6, 8)
-        reference = ReferenceAttention((hidden,) * 3, (width,) * 3, heads, 2, True, 6, 8)
+        reference = ReferenceAttention((hidden,) * 3, (width,) * 3, (width,) * 3, heads, 2, True, 6, 8)
         for degree in range(3):
             torch.nn.init.eye_(production.value.maps[degree].weight)
             ratio = production.logit_scale / reference.logit_scale
@@ -493,6 +493,13 @@ class TestEmbedding:
         assert physical_properties(16)[0] == 1.0  # sulfur, period 3
         assert physical_properties(16)[3] == pytest.approx((1.05 - 0.76) / 0.5)
 
+    def test_electronegativity_rises_along_every_row_of_the_main_groups(self):
+        rows = (("Li", "Be", "B", "C", "N", "O", "F"), ("Na", "Mg", "Al", "Si", "P", "S", "Cl"), ("Rb", "Sr", "In", "Sn", "Sb", "Te", "I"))
+        for row in rows:
+            values = [PAULING_ELECTRONEGATIVITY[symbol] for symbol in row]
+            assert values == sorted(values)
+        assert max(PAULING_ELECTRONEGATIVITY, key=PAULING_ELECTRONEGATIVITY.__getitem__) == "F"
+
     def test_similar_elements_come_out_alike(self):
         """What a fixed embedding is for: an element never trained on stands near its neighbours in the table."""
         torch.manual_seed(0)
@@ -501,7 +508,7 @@ class TestEmbedding:
         assert float((s - o).norm()) < float((s - h).norm())
         assert float((s - c).norm()) < float((s - h).norm())
 
-    @pytest.mark.parametrize("number", [2, 10, 18, 92])
+    @pytest.mark.parametrize("number", [2, 10, 18, 36, 92])
     def test_refuses_elements_without_properties(self, number):
         with pytest.raises(ValueError, match="electronegativity"):
             physical_properties(number)
@@ -520,6 +527,8 @@ class TestEmbedding:
     [
         ({"channels": (4,)}, "two to four positive numbers"),
         ({"channels": (4, 0, 2)}, "two to four positive numbers"),
+        ({"head_channels": (2, 2)}, r"head_channels must be as many positive numbers as channels \(3\), got \(2, 2\)"),
+        ({"head_channels": (2, 0, 2)}, "head_channels"),
         ({"num_layers": 1}, "num_layers must be at least 2, got 1"),
         ({"cutoff": -1.0}, "cutoff must be positive"),
     ],
