@@ -114,6 +114,7 @@ PAIRS = list(itertools.product(range(4), range(4)))
 class TestEquation21:
     @pytest.mark.parametrize(("receiver", "sender"), PAIRS)
     def test_sum_over_m_by_loops(self, receiver, sender):
+        """Equation 2.1 word by word, with the scale that makes messages as large as features."""
         u = torch.nn.functional.normalize(torch.tensor([[[0.3, -0.5, 0.8]]], dtype=torch.float64), dim=-1)
         kernels = BasisKernels(3, False)(u)[receiver * 4 + sender][0, 0]
         degrees = list(range(abs(receiver - sender), receiver + sender + 1))
@@ -287,7 +288,7 @@ class TestEquationsByLoops:
             sizes = [math.sqrt(float(f[:, c].square().sum()) + 0.01) for c in range(f.shape[1])]
             mean = sum(sizes) / len(sizes)
             deviation = math.sqrt(sum((s - mean) ** 2 for s in sizes) / len(sizes) + 0.01)
-            for c, size in enumerate(sizes):
+            for c, size in enumerate(sizes):  # equation 2.9
                 value = (size - mean) / deviation * float(norm.weight[c]) + float(norm.bias[c])
                 torch.testing.assert_close(got[degree][i, :, c], max(value, 0.0) * f[:, c] / size)
 
