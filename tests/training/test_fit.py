@@ -245,8 +245,9 @@ class TestCheckpoints:
         with pytest.raises(DataError, match="trained on other data"):
             fit(None, tmp_path / "run", resume=True, accelerator="cpu")
 
-    @pytest.mark.parametrize("kind", ["last.ckpt", "model.pt"])
-    def test_initial_model_starts_from_its_weights(self, tmp_path, kind):
+    @pytest.mark.parametrize(("kind", "killed"), [("last.ckpt", False), ("model.pt", False), ("last.ckpt", True)])
+    def test_initial_model_starts_from_its_weights(self, tmp_path, kind, killed):
+        """Also where the run was killed before its first checkpoint."""
         dataset = sample_dataset(tmp_path)
         fit(small_config(dataset.directory), tmp_path / "first", accelerator="cpu")
         if kind == "model.pt":
@@ -258,7 +259,10 @@ class TestCheckpoints:
                 "optimizer": OptimizerConfig(learning_rate=1e-12, warmup_steps=0, ema_decay=0.0),
             }
         )
-        fit(config, tmp_path / "second", accelerator="cpu")
+        if killed:
+            (tmp_path / "second").mkdir()
+            (tmp_path / "second" / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+        fit(config, tmp_path / "second", resume=killed, accelerator="cpu")
         start, end = load_checkpoint(tmp_path / "first" / "last.ckpt"), load_checkpoint(tmp_path / "second" / "last.ckpt")
         for a, b in zip(start.network.parameters(), end.network.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-9)
