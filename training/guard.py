@@ -34,5 +34,5 @@ class BatchGuard:
         if self.in_a_row >= self.MAX_IN_A_ROW:
             raise NonFiniteTraining(
                 f"step {step}: {self.in_a_row} batches in a row {self.fault}; the weights have diverged. "
-                "Start a new run with a lower learning_rate or a stricter gradient_clip; it may begin with the weights of this run's best.ckpt."
+                "Start a new run with a lower learning_rate or a stricter gradient_clip."
             )
