@@ -100,7 +100,7 @@ def fit_command(
     """Train a network, or continue an interrupted training."""
     from training.config import read_config
     from training.fit import fit
-    from training.module import NonFiniteTraining
+    from training.guard import NonFiniteTraining
 
     try:
         module = fit(None if config is None else read_config(config), output, resume, accelerator, devices, nodes)
@@ -123,7 +123,7 @@ def sweep_command(
 ) -> None:
     """Train once per energy weight and compare the validation errors."""
     from training.config import read_config
-    from training.module import NonFiniteTraining
+    from training.guard import NonFiniteTraining
     from training.sweep import sweep
 
     try:

@@ -2,6 +2,7 @@
 
 import csv
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,10 @@ COLUMNS = (
 
 
 class CsvLog(lightning.Callback):
-    """One row per `every` steps in ``log.csv``; energies in kcal/mol, forces in kcal/mol/Angstrom.
+    """One row per `every` steps, and one for each validation.
 
-    A resumed run drops the rows that lie after its checkpoint, so that the file reads as if never interrupted.
+    A module gives its numbers in ``latest`` and ``validation_errors``; errors among them get the prefix ``train_`` or ``validation_``. A resumed
+    run drops the rows that lie after its checkpoint, so that the file reads as if never interrupted.
 
     Parameters
     ----------
@@ -40,10 +42,23 @@ class CsvLog(lightning.Callback):
         The CSV file.
     every : int
         Steps between rows; means over them are not taken, each row is one batch.
+    columns : tuple of str
+        What is written of all that.
+    unit : float
+        Factor of the errors; by default they become kcal/mol and kcal/mol/Angstrom.
+    picture : callable, optional
+        Draws the log, ``picture(log, learning_curves.png beside it)``, after each validation.
     """
 
-    def __init__(self, path: Path, every: int) -> None:
-        self.path, self.every = path, every
+    def __init__(
+        self,
+        path: Path,
+        every: int,
+        columns: tuple[str, ...] = COLUMNS,
+        unit: float = KCAL_PER_MOL_PER_EV,
+        picture: Callable[[Path, Path], None] | None = None,
+    ) -> None:
+        self.path, self.every, self.columns, self.unit, self.picture = path, every, columns, unit, picture
         self._last = -1
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -52,31 +67,33 @@ class CsvLog(lightning.Callback):
             return
         rows = [r for r in read_log(self.path) if int(r["step"]) <= trainer.global_step] if self.path.exists() else []
         with open(self.path.with_suffix(".tmp"), "w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
+            writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(rows)
         os.replace(self.path.with_suffix(".tmp"), self.path)
 
+    def _errors(self, errors: dict[str, float], prefix: str) -> dict[str, float]:
+        return {f"{prefix}_{k}": v * self.unit for k, v in errors.items() if f"{prefix}_{k}" in self.columns}
+
     def _append(self, row: dict[str, Any]) -> None:
         with open(self.path, "a", newline="") as file:
-            csv.DictWriter(file, COLUMNS).writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+            csv.DictWriter(file, self.columns).writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
         """Log the latest batch."""
         step = trainer.global_step
-        latest = pl_module.latest if isinstance(pl_module, TrainingModule) else {}
+        latest: dict[str, float] = pl_module.latest
         if latest and trainer.is_global_zero and step % self.every == 0 and step != self._last:
             self._last = step
             row = {k: latest[k] for k in ("learning_rate", "gradient_norm", "loss")}
-            row |= {f"train_{k}": v * KCAL_PER_MOL_PER_EV for k, v in latest.items() if f"train_{k}" in COLUMNS}
-            self._append({"step": step, "bad_batches": len(pl_module.bad_batches), **row})
+            self._append({"step": step, "bad_batches": len(pl_module.bad_batches), **row, **self._errors(latest, "train")})
 
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Log the errors of the validation split."""
-        if trainer.is_global_zero and isinstance(pl_module, TrainingModule):
-            errors = {f"validation_{k}": v * KCAL_PER_MOL_PER_EV for k, v in pl_module.validation_errors.items()}
-            self._append({"step": trainer.global_step, **{k: v for k, v in errors.items() if k in COLUMNS}})
-            plot_learning_curves(self.path, self.path.with_name("learning_curves.png"))
+        if trainer.is_global_zero:
+            self._append({"step": trainer.global_step, **self._errors(pl_module.validation_errors, "validation")})
+            if self.picture is not None:
+                self.picture(self.path, self.path.with_name("learning_curves.png"))
 
 
 def read_log(path: Path) -> list[dict[str, str]]:

@@ -13,7 +13,7 @@ from typing import Any
 from training.callbacks import read_log
 from training.checkpoint import CheckpointError, load_checkpoint
 from training.config import FitConfig, read_config
-from training.fit import LAST
+from training.run import LAST
 from training.units import KCAL_PER_MOL_PER_EV
 
 #: What the thesis prints: kcal/mol and kcal/mol/Angstrom, training errors.

@@ -1,21 +1,15 @@
 """`fit`: configuration and packed data in, a directory with checkpoints, log and learning curves out."""
 
-import logging
-import warnings
 from pathlib import Path
 
 import lightning
-import yaml
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_only
 
-from training.callbacks import CsvLog, ProgressDisplay
-from training.checkpoint import CheckpointError, SafeCheckpointIO, initial_weights
-from training.config import ConfigError, FitConfig, read_config
+from training.callbacks import CsvLog, ProgressDisplay, plot_learning_curves
+from training.checkpoint import initial_weights
+from training.config import FitConfig, read_config
 from training.data.packed import PackedDataset
 from training.module import TrainingModule
-
-LAST = "last.ckpt"
+from training.run import LAST, configuration_of_run, train
 
 
 def fit(config: FitConfig | None, output: Path, resume: bool = False, accelerator: str = "auto", devices: int = 1, nodes: int = 1) -> TrainingModule:
@@ -47,67 +41,29 @@ def fit(config: FitConfig | None, output: Path, resume: bool = False, accelerato
     CheckpointError, DataError
         For unusable checkpoints and data.
     """
-    kept = output / "config.yaml"
-    if resume:
-        if not kept.exists():
-            raise CheckpointError(f"{output} holds no run to resume (no config.yaml)")
-        own = read_config(kept)
-        if config is not None and config != own:
-            raise ConfigError(f"the configuration differs from {kept}; resume with that one, or start a new run in another directory")
-        config = own
-    elif rank_zero_only.rank == 0 and output.exists() and any(output.iterdir()):
-        # Only the first process looks: the others start after it has written.
-        raise FileExistsError(f"{output} is not empty; choose another output directory, or resume the run in it with --resume")
-    if config is None:
-        raise ConfigError("a new run needs a configuration")
+    config = configuration_of_run(config, output, resume, read_config)
     dataset = PackedDataset(config.data)
     lightning.seed_everything(config.run.seed, verbose=False)
     module = TrainingModule(config, dataset)
-    if config.initial_model is not None and not resume:
+    if config.initial_model is not None and not (resume and (output / LAST).exists()):
         # The scales belong to the run that made the weights: keep them together, or the outputs would be rescaled.
         start = initial_weights(config.initial_model, config.network)
         module.network.load_state_dict(start)
         module.ema.module.load_state_dict(start)
-    output.mkdir(parents=True, exist_ok=True)
-    kept.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-
     run = config.run
-    has_validation = len(dataset.indices("validation")) > 0
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", ".*LeafSpec.*")
-    warnings.filterwarnings("ignore", ".*pre-optimization state.*")
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    warnings.filterwarnings("ignore", ".*that has no length.*|.*no `__len__`.*")
-    warnings.filterwarnings("ignore", ".*ModelCheckpoint.*exists and is not empty.*|.*Checkpoint directory.*")
-    callbacks: list[lightning.Callback] = [
-        CsvLog(output / "log.csv", run.log_every),
-        ProgressDisplay(run.log_every),
-        ModelCheckpoint(output, filename="last", every_n_train_steps=run.checkpoint_every, save_top_k=1, enable_version_counter=False),
-    ]
-    if has_validation:
-        callbacks.append(
-            ModelCheckpoint(
-                output, filename="best", monitor="validation_error", save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=False
-            )
-        )
-    trainer = lightning.Trainer(
+    train(
+        module,
+        config,
+        output,
+        resume,
+        max_steps=run.max_steps,
+        checkpoint_every=run.checkpoint_every,
+        validate_every=run.validate_every if len(dataset.indices("validation")) > 0 else None,
+        monitored="validation_error",
+        callbacks=[CsvLog(output / "log.csv", run.log_every, picture=plot_learning_curves), ProgressDisplay(run.log_every)],
         accelerator=accelerator,
         devices=devices,
         num_nodes=nodes,
         use_distributed_sampler=False,  # TrainingModule cuts its batches itself, none twice
-        max_steps=run.max_steps,
-        val_check_interval=run.validate_every if has_validation else None,
-        check_val_every_n_epoch=None if has_validation else 1,
-        limit_val_batches=None if has_validation else 0,
-        num_sanity_val_steps=0,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=callbacks,
-        plugins=[SafeCheckpointIO()],
-        inference_mode=False,
     )
-    last = output / LAST
-    trainer.fit(module, ckpt_path=str(last) if resume and last.exists() else None, weights_only=True)
-    trainer.save_checkpoint(last)
     return module

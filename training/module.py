@@ -19,6 +19,7 @@ from training.data.frames import DataError
 from training.data.packed import PackedDataset
 from training.distributed import gather_from_ranks, sum_gradients, sum_over_ranks, world_size
 from training.force_matching import backward_force_matching, positions_only
+from training.guard import BatchGuard
 from training.loss import EnergyForceLoss, ErrorSums, predict
 from training.network import build_network
 
@@ -35,10 +36,6 @@ def learning_rate(step: int, config: OptimizerConfig, max_steps: int) -> float:
         return config.learning_rate * (step + 1) / config.warmup_steps
     x = min((step - config.warmup_steps) / max(max_steps - config.warmup_steps, 1), 1.0)
     return config.learning_rate * (config.final_fraction + (1 - config.final_fraction) * 0.5 * (1 + math.cos(math.pi * x)))
-
-
-class NonFiniteTraining(RuntimeError):
-    """Too many batches in a row had a loss or gradient that is not finite."""
 
 
 class _BatchStream(IterableDataset):
@@ -63,8 +60,6 @@ class TrainingModule(lightning.LightningModule):
         The data; statistics of its metadata scale the network's outputs and the loss.
     """
 
-    MAX_BAD_IN_A_ROW = 20
-
     def __init__(self, config: FitConfig, dataset: PackedDataset) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -85,7 +80,7 @@ class TrainingModule(lightning.LightningModule):
         self.collate = Collator(dataset, numbers, config.network.cutoff)
         self.batches_seen = 0
         self.bad_batches: list[dict[str, Any]] = []
-        self._bad_in_a_row = 0
+        self._not_finite, self._silent = BatchGuard("were not finite"), BatchGuard("were answered with zeros or with one energy per atom")
         self.latest: dict[str, float] = {}
         self._errors = ErrorSums()
         forward: Any = self.network
@@ -154,31 +149,39 @@ class TrainingModule(lightning.LightningModule):
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             self._report_bad_batch(batch, per_molecule, bool(finite_here))
             return
-        self._bad_in_a_row = 0
+        self._not_finite.see(False, self.global_step)
         optimizer.step()
         self.ema.update_parameters(self.network)
         with torch.no_grad():
             errors = ErrorSums()
             errors.add_batch(energies, direct, conservative, batch)
         self.latest = {"loss": float(loss), "gradient_norm": float(norm), "learning_rate": rate, **errors.result()}
+        silent = sum_over_ranks(torch.tensor(float(self._is_silent(energies, direct, batch)), device=self.device))
+        self._silent.see(int(silent) == world_size(), self.global_step)
 
     def _report_bad_batch(self, batch: Batch, per_molecule: Tensor, finite_gradient: bool) -> None:
         finite = torch.isfinite(per_molecule)
         where = "gradient" if finite.all() else "loss"
         guilty = batch.frames[~finite] if not finite.all() else batch.frames[:0] if finite_gradient else batch.frames
         reports = [(w, frames) for w, frames in gather_from_ranks((where, guilty.tolist())) if frames]
+        where = "loss" if any(w == "loss" for w, _ in reports) else "gradient"
         frames = [frame for _, each in reports for frame in each]
         for frame in frames:
-            self.bad_batches.append({"batch": self.batches_seen, "frame": frame, "formula": self.dataset.formula(frame)})
-        where = "loss" if any(w == "loss" for w, _ in reports) else "gradient"
+            self.bad_batches.append(
+                {"batch": self.batches_seen, "frame": frame, "formula": self.dataset.formula(frame), "reason": f"{where} not finite"}
+            )
         names = ", ".join(f"{self.dataset.formula(f)} (frame {f})" for f in frames[:5])
         self.print(f"batch {self.batches_seen}: {where} not finite, step skipped; {len(frames)} molecules: {names}")
-        self._bad_in_a_row += 1
-        if self._bad_in_a_row >= self.MAX_BAD_IN_A_ROW:
-            raise NonFiniteTraining(
-                f"{self._bad_in_a_row} batches in a row were not finite; the weights have diverged. "
-                "Resume from the last good checkpoint with a lower learning rate or a stricter gradient_clip."
-            )
+        self._not_finite.see(True, self.global_step)
+
+    def _is_silent(self, energies: Tensor, direct: Tensor, batch: Batch) -> bool:
+        """Whether the network says the same of everything: its non-linearities are dead, and no gradient will wake them."""
+        if not batch.mask.any():  # isolated atoms
+            return False
+        if batch.forces is not None and self.config.loss.force_weight > 0:
+            return not bool(direct.detach().any())
+        per_atom = energies.detach() / batch.n_atoms_of
+        return len(per_atom) > 1 and bool((per_atom == per_atom[0]).all())
 
     # ---- validation, with the averaged weights
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from training.callbacks import read_log
 from training.config import FitConfig, parse_config
-from training.fit import LAST, fit
+from training.fit import fit
+from training.run import LAST
 
 THESIS_WEIGHTS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 

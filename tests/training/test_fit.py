@@ -25,8 +25,10 @@ from training.data.prepare import prepare
 from training.export import export
 from training.fit import fit
 from training.force_matching import backward_force_matching, positions_only
+from training.guard import NonFiniteTraining
 from training.loss import EnergyForceLoss, predict
-from training.module import NonFiniteTraining, TrainingModule, learning_rate
+from training.module import TrainingModule, learning_rate
+from training.network import ReferenceConfig, build_network
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -177,6 +179,7 @@ class TestNonFinite:
         assert module.bad_batches
         assert {b["frame"] for b in module.bad_batches} == {5}
         assert module.bad_batches[0]["formula"] == dataset.formula(5)
+        assert module.bad_batches[0]["reason"] == "loss not finite"
         assert f"{dataset.formula(5)} (frame 5)" in capsys.readouterr().out
         assert all(torch.isfinite(p).all() for p in module.network.parameters())
 
@@ -185,8 +188,26 @@ class TestNonFinite:
         energies = np.memmap(dataset.directory / "energies.bin", dtype=np.float64, mode="r+")
         energies[:] = np.nan
         energies.flush()
-        with pytest.raises(NonFiniteTraining, match="batches in a row"):
+        with pytest.raises(NonFiniteTraining, match="step 0: 20 batches in a row were not finite"):
             fit(small_config(dataset.directory, max_steps=40), tmp_path / "run", accelerator="cpu")
+
+    @pytest.mark.parametrize("energies_only", [False, True])
+    def test_dead_networks_stop_the_run(self, tmp_path, monkeypatch, energies_only):
+        """Too high a rate can push every ReLU of equation 2.9 below zero: nothing is infinite, but zeros come out for ever."""
+
+        def dead(config, numbers):
+            network = build_network(config, numbers)
+            for norm in (layer for group in network.norms for layer in group.norms):
+                torch.nn.init.constant_(norm.bias, -100.0)
+            return network
+
+        monkeypatch.setattr("training.module.build_network", dead)
+        options = {"energies_only": True, "force_key": None} if energies_only else {}
+        dataset = sample_dataset(tmp_path, validation=0.0, **options)
+        reference = ReferenceConfig(channels=(3, 2), num_heads=2, num_layers=2, n_basis=4, radial_hidden=4, hidden=4)
+        config = small_config(dataset.directory, max_steps=40).model_copy(update={"network": reference})
+        with pytest.raises(NonFiniteTraining, match="step 20: 20 batches in a row were answered with zeros or with one energy per atom"):
+            fit(config, tmp_path / "run", accelerator="cpu")
 
 
 class TestCheckpoints:
@@ -224,8 +245,9 @@ class TestCheckpoints:
         with pytest.raises(DataError, match="trained on other data"):
             fit(None, tmp_path / "run", resume=True, accelerator="cpu")
 
-    @pytest.mark.parametrize("kind", ["last.ckpt", "model.pt"])
-    def test_initial_model_starts_from_its_weights(self, tmp_path, kind):
+    @pytest.mark.parametrize(("kind", "killed"), [("last.ckpt", False), ("model.pt", False), ("last.ckpt", True)])
+    def test_initial_model_starts_from_its_weights(self, tmp_path, kind, killed):
+        """Also where the run was killed before its first checkpoint."""
         dataset = sample_dataset(tmp_path)
         fit(small_config(dataset.directory), tmp_path / "first", accelerator="cpu")
         if kind == "model.pt":
@@ -237,7 +259,10 @@ class TestCheckpoints:
                 "optimizer": OptimizerConfig(learning_rate=1e-12, warmup_steps=0, ema_decay=0.0),
             }
         )
-        fit(config, tmp_path / "second", accelerator="cpu")
+        if killed:
+            (tmp_path / "second").mkdir()
+            (tmp_path / "second" / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+        fit(config, tmp_path / "second", resume=killed, accelerator="cpu")
         start, end = load_checkpoint(tmp_path / "first" / "last.ckpt"), load_checkpoint(tmp_path / "second" / "last.ckpt")
         for a, b in zip(start.network.parameters(), end.network.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-9)

@@ -1,17 +1,24 @@
 """The N-body experiment: the simulation against loops, the network's symmetries, a short run from trajectories to metrics."""
 
 import json
+import shutil
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from typer.testing import CliRunner
 
 from tests.training.helpers import random_orthogonal
 from training.__main__ import app
+from training.callbacks import read_log
 from training.checkpoint import CheckpointError
 from training.config import ConfigError, OptimizerConfig
 from training.data.frames import DataError
+from training.guard import NonFiniteTraining
 from training.nbody.data import NBodyData, TrainingStream
 from training.nbody.evaluate import evaluate_nbody
 from training.nbody.fit import NBodyConfig, fit_nbody, load_nbody, read_nbody_config
@@ -102,6 +109,16 @@ class TestData:
         batch = data.batch(np.array([7, 7]), np.array([0, 44]))
         np.testing.assert_array_equal(batch.targets, data.positions[7, [5, 49]])
 
+    def test_a_stream_can_begin_later(self, trajectories):
+        data = NBodyData(trajectories / "thesis")
+        whole, later = (iter(TrainingStream(data, 25, seed=3, start=n)) for n in (0, 5))
+        for _ in range(5):
+            next(whole)
+        for _ in range(4):  # into the next epochs
+            a, b = next(whole), next(later)
+            assert torch.equal(a.positions, b.positions)
+            assert torch.equal(a.trajectories, b.trajectories)
+
     def test_training_sees_each_trajectory_once_per_epoch(self, trajectories):
         data = NBodyData(trajectories / "egnn")
         stream = iter(TrainingStream(data, 17, seed=0))
@@ -182,6 +199,9 @@ class TestRun:
     @pytest.mark.parametrize("protocol", list(PROTOCOLS))
     def test_from_trajectories_to_metrics(self, tmp_path, trajectories, protocol):
         fit_nbody(self.config(trajectories / protocol), tmp_path / "run", accelerator="cpu")
+        rows = read_log(tmp_path / "run" / "log.csv")
+        assert [int(r["step"]) for r in rows if r["train_mse"]] == [20, 40, 60]
+        assert [int(r["step"]) for r in rows if r["validation_mse"]] == [30, 60]
         metrics = evaluate_nbody(tmp_path / "run" / "best.ckpt", trajectories / protocol, tmp_path / "out")
         assert metrics["test_mse"] < metrics["baselines_mse"]["straight motion"]
         assert metrics["printed_mse"] == PROTOCOLS[protocol].printed
@@ -199,6 +219,55 @@ class TestRun:
             evaluate_nbody(tmp_path / "run" / "best.ckpt", trajectories / other)
         with pytest.raises(FileExistsError, match="not empty"):
             fit_nbody(self.config(trajectories / protocol), tmp_path / "run")
+
+    def test_killed_and_resumed_equals_uninterrupted(self, tmp_path, trajectories):
+        config = self.config(trajectories / "thesis")
+        fit_nbody(config, tmp_path / "whole", accelerator="cpu")
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+        command = [sys.executable, "-m", "training", "nbody", "fit", "-o", str(tmp_path / "killed"), "--accelerator", "cpu"]
+        process = subprocess.Popen([*command, str(tmp_path / "config.yaml")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        last = tmp_path / "killed" / "last.ckpt"
+        deadline = time.monotonic() + 120
+        while not last.exists() and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.002)
+        process.kill()
+        process.wait()
+        assert torch.load(last, weights_only=True)["global_step"] < 60, "the run ended before it was killed"
+        resumed = subprocess.run([*command, "--resume"], capture_output=True)
+        assert resumed.returncode == 0, resumed.stderr.decode()
+        whole, parts = (torch.load(tmp_path / run / "last.ckpt", weights_only=True)["state_dict"] for run in ("whole", "killed"))
+        for name, value in whole.items():
+            assert torch.equal(parts[name], value), name
+        logs = [[r for r in read_log(tmp_path / run / "log.csv") if r["train_mse"]] for run in ("whole", "killed")]
+        assert logs[0] == logs[1]
+
+    def test_resuming_refuses_what_is_no_such_run(self, tmp_path, trajectories):
+        with pytest.raises(CheckpointError, match="no run to resume"):
+            fit_nbody(None, tmp_path / "nothing", resume=True)
+        config = self.config(trajectories / "egnn").model_copy(update={"max_steps": 1})
+        fit_nbody(config, tmp_path / "run", accelerator="cpu")
+        with pytest.raises(ConfigError, match="differs from"):
+            fit_nbody(config.model_copy(update={"max_steps": 2}), tmp_path / "run", resume=True)
+        write_trajectories(tmp_path / "other", "egnn", 120, seed=1)
+        (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump({**config.model_dump(mode="json"), "data": str(tmp_path / "other")}))
+        with pytest.raises(DataError, match="other trajectories"):
+            fit_nbody(None, tmp_path / "run", resume=True, accelerator="cpu")
+
+    def test_batches_that_are_not_finite_are_skipped_then_stop_the_run(self, tmp_path, trajectories, capsys):
+        shutil.copytree(trajectories / "egnn", tmp_path / "data")
+        positions = np.load(tmp_path / "data" / "positions.npy", mmap_mode="r+")
+        positions[7] = np.nan
+        positions.flush()
+        config = self.config(tmp_path / "data").model_copy(update={"max_steps": 6, "validate_every": 3})
+        module = fit_nbody(config, tmp_path / "run", accelerator="cpu")
+        assert {(b["trajectory"], b["reason"]) for b in module.bad_batches} == {(7, "loss not finite")}
+        assert "loss not finite, step skipped; 1 trajectories: 7" in capsys.readouterr().out
+        assert all(torch.isfinite(v).all() for v in module.state_dict().values())
+        assert module.batches_seen > 6  # steps that count
+        positions[:] = np.nan
+        positions.flush()
+        with pytest.raises(NonFiniteTraining, match="20 batches in a row were not finite"):
+            fit_nbody(config, tmp_path / "diverged", accelerator="cpu")
 
     def test_refusals(self, tmp_path):
         with pytest.raises(CheckpointError, match="nbody fit"):

@@ -26,7 +26,7 @@ from training.network.radial import BesselBasis, envelope
 from training.network.reference.attention import ReferenceAttention
 from training.network.reference.basis_kernels import BasisKernels, coupled_degrees
 from training.network.reference.constants import ExactConstant
-from training.network.reference.embedding import OneHotEmbedding, PhysicalEmbedding, period_and_group, physical_properties
+from training.network.reference.embedding import PAULING_ELECTRONEGATIVITY, OneHotEmbedding, PhysicalEmbedding, period_and_group, physical_properties
 from training.network.reference.layer import ReferenceLayer
 from training.network.reference.norm import NormNonlinearity
 from training.network.reference.radial_kernels import RadialKernels
@@ -83,12 +83,12 @@ class TestSphericalHarmonics:
         assert torch.isfinite(first).all()
         assert torch.isfinite(second).all()
 
-    def test_angles_fail_on_the_polar_axis(self):
+    @pytest.mark.parametrize("polar", [lambda x: torch.arccos(x[2] / x.norm()), lambda x: torch.atan2((x[0] ** 2 + x[1] ** 2).sqrt(), x[2])])
+    def test_angles_fail_on_the_polar_axis(self, polar):
         """The failure that the polynomials are there for: Y_11 ~ sin(theta) cos(phi) = x / r, through angles, at x = y = 0."""
 
         def through_angles(x):
-            theta, phi = torch.arccos(x[2] / x.norm()), torch.atan2(x[1], x[0])
-            return torch.sin(theta) * torch.cos(phi)
+            return torch.sin(polar(x)) * torch.cos(torch.atan2(x[1], x[0]))
 
         for direction, fails in (((0.0, 0.0, 1.0), True), ((0.6, 0.0, 0.8), False)):
             x = torch.tensor(direction, requires_grad=True)
@@ -114,6 +114,7 @@ PAIRS = list(itertools.product(range(4), range(4)))
 class TestEquation21:
     @pytest.mark.parametrize(("receiver", "sender"), PAIRS)
     def test_sum_over_m_by_loops(self, receiver, sender):
+        """Equation 2.1 word by word, with the scale that makes messages as large as features."""
         u = torch.nn.functional.normalize(torch.tensor([[[0.3, -0.5, 0.8]]], dtype=torch.float64), dim=-1)
         kernels = BasisKernels(3, False)(u)[receiver * 4 + sender][0, 0]
         degrees = list(range(abs(receiver - sender), receiver + sender + 1))
@@ -213,14 +214,14 @@ class TestEquationsByLoops:
     def test_equations_23_to_25_and_28(self, channels_in):
         """Queries, keys, weights and the layer, head by head and neighbour by neighbour."""
         torch.manual_seed(1)
-        channels_out, heads, n_queried = (2, 1, 3), 2, len(channels_in)
-        layer = ReferenceLayer(channels_in, channels_out, heads, 2, False, 6, 8, 8).double()
+        channels_out, head_channels, heads, n_queried = (5, 4, 2), (2, 1, 3), 2, len(channels_in)
+        layer = ReferenceLayer(channels_in, channels_out, head_channels, heads, 2, False, 6, 8, 8).double()
         torch.nn.init.normal_(layer.attention.softmax.sink)
         neighbors, scalars, kernels, weight = random_edges(4, 3, 2)
         features = [f.double() for f in random_features(channels_in, 4)]
         got = layer(features, neighbors, scalars, kernels, weight)
         attention = layer.attention
-        both = [2 * heads * c if degree < n_queried else heads * c for degree, c in enumerate(channels_out)]
+        both = [2 * heads * c if degree < n_queried else heads * c for degree, c in enumerate(head_channels)]
         n_in = len(channels_in)
 
         def kernel(i, k, receiver, sender):
@@ -236,12 +237,12 @@ class TestEquationsByLoops:
                     sum(torch.einsum("aobi,bi->ao", kernel(i, k, receiver, s), features[s][neighbors[i, k]]) for s in range(n_in))
                     for receiver in range(3)
                 ]
-                keys.append([m[:, : heads * c] for m, c in zip(message, channels_out, strict=True)][:n_queried])
-                values.append([m[:, heads * c :] if d < n_queried else m for d, (m, c) in enumerate(zip(message, channels_out, strict=True))])
-            attended = [torch.zeros(2 * d + 1, heads * c, dtype=torch.float64) for d, c in enumerate(channels_out)]
+                keys.append([m[:, : heads * c] for m, c in zip(message, head_channels, strict=True)][:n_queried])
+                values.append([m[:, heads * c :] if d < n_queried else m for d, (m, c) in enumerate(zip(message, head_channels, strict=True))])
+            attended = [torch.zeros(2 * d + 1, heads * c, dtype=torch.float64) for d, c in enumerate(head_channels)]
             for h in range(heads):
-                cut = [slice(h * c, (h + 1) * c) for c in channels_out]
-                size = sum((2 * d + 1) * channels_out[d] for d in range(n_queried))
+                cut = [slice(h * c, (h + 1) * c) for c in head_channels]
+                size = sum((2 * d + 1) * head_channels[d] for d in range(n_queried))
                 s = [sum(float((query[d][:, cut[d]] * key[d][:, cut[d]]).sum()) for d in range(n_queried)) / math.sqrt(size) for key in keys]
                 e = [float(weight[i, k]) * math.exp(s[k]) for k in range(3)]  # equation 2.5 with envelope and sink
                 total = math.exp(float(attention.softmax.sink[h].detach())) + sum(e)
@@ -255,7 +256,7 @@ class TestEquationsByLoops:
 
     def test_plain_softmax_is_the_limit(self):
         """Equation 2.5 word by word: without sink and with all neighbours well inside the cutoff."""
-        layer = ReferenceAttention((3,), (2, 1), 2, 1, False, 6, 8)
+        layer = ReferenceAttention((3,), (2, 1), (2, 1), 2, 1, False, 6, 8)
         torch.nn.init.constant_(layer.softmax.sink, -60.0)
         logits = torch.randn(4, 5, 2)
         torch.testing.assert_close(layer.softmax(logits, torch.ones(4, 5)), torch.softmax(logits, dim=1))
@@ -287,7 +288,7 @@ class TestEquationsByLoops:
             sizes = [math.sqrt(float(f[:, c].square().sum()) + 0.01) for c in range(f.shape[1])]
             mean = sum(sizes) / len(sizes)
             deviation = math.sqrt(sum((s - mean) ** 2 for s in sizes) / len(sizes) + 0.01)
-            for c, size in enumerate(sizes):
+            for c, size in enumerate(sizes):  # equation 2.9
                 value = (size - mean) / deviation * float(norm.weight[c]) + float(norm.bias[c])
                 torch.testing.assert_close(got[degree][i, :, c], max(value, 0.0) * f[:, c] / size)
 
@@ -305,7 +306,7 @@ class TestEquivariance:
     @pytest.mark.parametrize("channels_out", [(2, 3), (3, 1, 2, 4)])
     def test_layer_and_attention(self, dtype, reflect, natural, channels_in, channels_out):
         torch.manual_seed(0)
-        layer = ReferenceLayer(channels_in, channels_out, 2, 3, natural, 6, 8, 8)
+        layer = ReferenceLayer(channels_in, channels_out, (1, 3, 2, 1), 2, 3, natural, 6, 8, 8)
         q, features = random_orthogonal(1, reflect), random_features(channels_in, 7)
         # From scalars alone only J = l occurs, so that even with all J there is no pseudo-vector yet.
         symmetric = natural or not reflect or len(channels_in) == 1
@@ -431,7 +432,7 @@ def test_production_attention_is_the_depthwise_limit_of_the_reference():
         n_atoms, heads, width = 6, 2, 3
         hidden = heads * width
         production = EquivariantAttention((hidden,) * 3, (width,) * 3, hidden, heads, 6, 8)
-        reference = ReferenceAttention((hidden,) * 3, (width,) * 3, heads, 2, True, 6, 8)
+        reference = ReferenceAttention((hidden,) * 3, (width,) * 3, (width,) * 3, heads, 2, True, 6, 8)
         for degree in range(3):
             torch.nn.init.eye_(production.value.maps[degree].weight)
             ratio = production.logit_scale / reference.logit_scale
@@ -493,6 +494,13 @@ class TestEmbedding:
         assert physical_properties(16)[0] == 1.0  # sulfur, period 3
         assert physical_properties(16)[3] == pytest.approx((1.05 - 0.76) / 0.5)
 
+    def test_electronegativity_rises_along_every_row_of_the_main_groups(self):
+        rows = (("Li", "Be", "B", "C", "N", "O", "F"), ("Na", "Mg", "Al", "Si", "P", "S", "Cl"), ("Rb", "Sr", "In", "Sn", "Sb", "Te", "I"))
+        for row in rows:
+            values = [PAULING_ELECTRONEGATIVITY[symbol] for symbol in row]
+            assert values == sorted(values)
+        assert max(PAULING_ELECTRONEGATIVITY, key=PAULING_ELECTRONEGATIVITY.__getitem__) == "F"
+
     def test_similar_elements_come_out_alike(self):
         """What a fixed embedding is for: an element never trained on stands near its neighbours in the table."""
         torch.manual_seed(0)
@@ -501,7 +509,7 @@ class TestEmbedding:
         assert float((s - o).norm()) < float((s - h).norm())
         assert float((s - c).norm()) < float((s - h).norm())
 
-    @pytest.mark.parametrize("number", [2, 10, 18, 92])
+    @pytest.mark.parametrize("number", [2, 10, 18, 36, 92])
     def test_refuses_elements_without_properties(self, number):
         with pytest.raises(ValueError, match="electronegativity"):
             physical_properties(number)
@@ -520,6 +528,8 @@ class TestEmbedding:
     [
         ({"channels": (4,)}, "two to four positive numbers"),
         ({"channels": (4, 0, 2)}, "two to four positive numbers"),
+        ({"head_channels": (2, 2)}, r"head_channels must be as many positive numbers as channels \(3\), got \(2, 2\)"),
+        ({"head_channels": (2, 0, 2)}, "head_channels"),
         ({"num_layers": 1}, "num_layers must be at least 2, got 1"),
         ({"cutoff": -1.0}, "cutoff must be positive"),
     ],

@@ -44,18 +44,22 @@ def simulate_command(
 
 @app.command("fit")
 def fit_command(
-    config: Annotated[Path, typer.Argument(help="YAML file; see training/configs/nbody.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Directory of the run.")],
+    config: Annotated[Path | None, typer.Argument(help="YAML file; see training/configs/nbody.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory of the run.")] = Path("run"),
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --output from its last checkpoint.")] = False,
     accelerator: Annotated[str, typer.Option(help="auto, cpu or gpu.")] = "auto",
 ) -> None:
-    """Train a network."""
+    """Train a network, or continue an interrupted training."""
+    from training.guard import NonFiniteTraining
     from training.nbody.fit import fit_nbody, read_nbody_config
 
     try:
-        fit_nbody(read_nbody_config(config), output, accelerator)
-    except (ValueError, OSError) as error:
+        module = fit_nbody(None if config is None else read_nbody_config(config), output, resume, accelerator)
+    except (ValueError, OSError, NonFiniteTraining) as error:
         raise _fail(error) from None
-    console.print(f"wrote {output / 'best.ckpt'} and metrics.csv", highlight=False)
+    if module.bad_batches:
+        console.print(f"{len(module.bad_batches)} trajectories were in batches that were not finite and skipped; see the checkpoint", highlight=False)
+    console.print(f"wrote {output / 'best.ckpt'}, last.ckpt and log.csv", highlight=False)
 
 
 @app.command("evaluate")

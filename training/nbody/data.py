@@ -26,12 +26,15 @@ class NBodyBatch:
         ``(n_trajectories, n_particles)``.
     targets : Tensor
         ``(n_trajectories, n_particles, 3)`` positions after the time asked for.
+    trajectories : Tensor
+        ``(n_trajectories,)`` int64, which ones of the data.
     """
 
     positions: Tensor
     velocities: Tensor
     charges: Tensor
     targets: Tensor
+    trajectories: Tensor
 
 
 class NBodyData:
@@ -85,7 +88,7 @@ class NBodyData:
         """Known and asked-for frames of some trajectories, entered at `frames`."""
         known = [torch.from_numpy(a[trajectories, frames]) for a in (self.positions, self.velocities)]
         targets = torch.from_numpy(self.positions[trajectories, frames + self.frames_ahead])
-        return NBodyBatch(known[0], known[1], torch.from_numpy(self.charges[trajectories]), targets)
+        return NBodyBatch(known[0], known[1], torch.from_numpy(self.charges[trajectories]), targets, torch.from_numpy(trajectories))
 
     def evaluation_batches(self, split: str, size: int = 500) -> Iterator[NBodyBatch]:
         """Every trajectory of a split once, entered at the same frame at every call."""
@@ -96,7 +99,7 @@ class NBodyData:
 
 
 class TrainingStream(IterableDataset):
-    """Endless shuffled batches of the training split.
+    """Endless shuffled batches of the training split, the same from any batch on, whichever it starts with.
 
     Parameters
     ----------
@@ -106,17 +109,24 @@ class TrainingStream(IterableDataset):
         Trajectories in a batch.
     seed : int
         Of the shuffling and of the frames.
+    start : int
+        Batches to leave out at the beginning: those that a resumed run has seen.
     """
 
-    def __init__(self, data: NBodyData, size: int, seed: int) -> None:
-        self.data, self.size, self.seed = data, size, seed
+    def __init__(self, data: NBodyData, size: int, seed: int, start: int = 0) -> None:
+        self.data, self.size, self.seed, self.start = data, size, seed, start
 
     def __iter__(self) -> Iterator[NBodyBatch]:
         rng = np.random.default_rng(self.seed)
         trajectories = self.data.trajectories("train")
         size = min(self.size, len(trajectories))
+        to_leave_out = self.start
         while True:
             order = rng.permutation(trajectories)
             for begin in range(0, len(order) - size + 1, size):
                 chosen = np.sort(order[begin : begin + size])  # sorted: neighbours on disk are read together
-                yield self.data.batch(chosen, self.data.starts(chosen, rng))
+                frames = self.data.starts(chosen, rng)
+                if to_leave_out > 0:
+                    to_leave_out -= 1
+                else:
+                    yield self.data.batch(chosen, frames)

@@ -1,27 +1,31 @@
 """Training of the N-body network: the optimizer, schedule, averaging and checkpoints of the potential's training."""
 
-import logging
 import time
-import warnings
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 import yaml
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-from training.checkpoint import CheckpointError, SafeCheckpointIO
+from training.callbacks import CsvLog
+from training.checkpoint import CheckpointError
 from training.config import ConfigError, OptimizerConfig, validated
+from training.data.frames import DataError
+from training.guard import BatchGuard
 from training.module import learning_rate
 from training.nbody.data import NBodyBatch, NBodyData, TrainingStream
 from training.nbody.network import NBodyNetworkConfig, NBodyTransformer
 from training.nbody.simulate import N_PARTICLES
+from training.run import configuration_of_run, train
+
+CHECKPOINT_EVERY, LOG_EVERY = 100, 20
+LOG_COLUMNS = ("step", "learning_rate", "gradient_norm", "loss", "train_mse", "validation_mse", "bad_batches")
 
 NBodyNetworkConfig.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
 
@@ -76,18 +80,24 @@ class NBodyModule(lightning.LightningModule):
 
     def __init__(self, config: NBodyConfig, data: NBodyData) -> None:
         super().__init__()
+        self.automatic_optimization = False
         self.config, self.data = config, data
         self.network = NBodyTransformer(config.network, N_PARTICLES, data.time_ahead)
-        # Spread of what the network has to correct. The median: a few close encounters would make a mean square of their own.
+        # Spread of what the network has to correct. The median: a few close encounters would make a mean square of their own, and one
+        # trajectory that is not finite would leave no scale at all.
         sample = next(iter(TrainingStream(data, 2_000, config.seed)))
         straight = sample.positions + data.time_ahead * sample.velocities
-        self.network.scale.fill_(float((sample.targets - straight).square().mean((1, 2)).median().sqrt()))
+        self.network.scale.fill_(float((sample.targets - straight).square().mean((1, 2)).nanmedian().sqrt()))
         self.ema = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(config.optimizer.ema_decay))
         self.ema.requires_grad_(False)
+        self.batches_seen = 0
+        self.bad_batches: list[dict[str, Any]] = []
+        self._not_finite = BatchGuard("were not finite")
+        self.latest: dict[str, float] = {}
 
     def train_dataloader(self) -> DataLoader:
-        """Endless batches."""
-        return DataLoader(TrainingStream(self.data, self.config.batch, self.config.seed), batch_size=None)
+        """Endless batches that continue where the checkpoint stood."""
+        return DataLoader(TrainingStream(self.data, self.config.batch, self.config.seed, self.batches_seen), batch_size=None)
 
     def val_dataloader(self) -> DataLoader:
         """The validation split."""
@@ -95,45 +105,87 @@ class NBodyModule(lightning.LightningModule):
 
     def transfer_batch_to_device(self, batch: NBodyBatch, device: torch.device, dataloader_idx: int) -> NBodyBatch:
         """Move a batch."""
-        return NBodyBatch(*(getattr(batch, k).to(device) for k in ("positions", "velocities", "charges", "targets")))
+        return NBodyBatch(**{f.name: getattr(batch, f.name).to(device) for f in fields(batch)})
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam."""
         return torch.optim.Adam(self.network.parameters(), lr=self.config.optimizer.learning_rate)
 
-    def training_step(self, batch: NBodyBatch, batch_idx: int) -> Tensor:
-        """Mean squared error in units of the network's scale."""
+    def training_step(self, batch: NBodyBatch, batch_idx: int) -> None:
+        """One step on the mean squared error in units of the network's scale, or a counted and reported skip if it is not finite."""
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, lightning.pytorch.core.optimizer.LightningOptimizer)
+        self.batches_seen += 1
         rate = learning_rate(self.global_step, self.config.optimizer, self.config.max_steps)
-        for group in self.trainer.optimizers[0].param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = rate
+        optimizer.zero_grad()
         error = self.network(batch.positions, batch.velocities, batch.charges) - batch.targets
-        loss = error.square().mean()
-        self.log_dict({"train_mse": loss, "learning_rate": rate})
-        return loss / self.network.scale**2
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        """Average the weights."""
+        loss = error.square().mean() / self.network.scale**2
+        self.manual_backward(loss)
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.optimizer.gradient_clip)
+        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+            self._report_bad_batch(batch, error.detach())
+            return
+        self._not_finite.see(False, self.global_step)
+        optimizer.step()
         self.ema.update_parameters(self.network)
+        mse = float(loss.detach() * self.network.scale**2)
+        self.latest = {"loss": float(loss.detach()), "mse": mse, "gradient_norm": float(norm), "learning_rate": rate}
+
+    def _report_bad_batch(self, batch: NBodyBatch, error: Tensor) -> None:
+        finite = torch.isfinite(error).flatten(1).all(1)
+        what = "gradient" if finite.all() else "loss"
+        guilty = (batch.trajectories if finite.all() else batch.trajectories[~finite]).tolist()
+        self.bad_batches += [{"batch": self.batches_seen, "trajectory": t, "reason": f"{what} not finite"} for t in guilty]
+        names = ", ".join(map(str, guilty[:5]))
+        self.print(f"batch {self.batches_seen}: {what} not finite, step skipped; {len(guilty)} trajectories: {names}")
+        self._not_finite.see(True, self.global_step)
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the sums anew."""
+        self._square, self._n = 0.0, 0
 
     def validation_step(self, batch: NBodyBatch, batch_idx: int) -> None:
-        """Error of the averaged weights."""
+        """Add the error of the averaged weights."""
         error = self.ema.module(batch.positions, batch.velocities, batch.charges) - batch.targets
-        self.log("validation_mse", error.square().mean(), batch_size=len(batch.targets), prog_bar=True)
+        self._square += float(error.square().mean()) * len(error)
+        self._n += len(error)
+
+    def on_validation_epoch_end(self) -> None:
+        """Publish the mean squared error."""
+        self.validation_errors = {"mse": self._square / self._n}
+        self.log("validation_mse", self.validation_errors["mse"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what rebuilding the network needs."""
-        checkpoint["nbody"] = {"config": self.config.model_dump(mode="json"), "time_ahead": self.data.time_ahead}
+        """Add what rebuilding the network and resuming need."""
+        checkpoint["nbody"] = {
+            "config": self.config.model_dump(mode="json"),
+            "time_ahead": self.data.time_ahead,
+            "data": self.data.metadata,
+            "batches_seen": self.batches_seen,
+            "bad_batches": self.bad_batches,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Continue the stream of batches, and refuse other trajectories."""
+        ours = checkpoint["nbody"]
+        if ours["data"] != self.data.metadata:
+            raise DataError(f"the checkpoint was trained on other trajectories than are in {self.config.data}; simulate with the same arguments")
+        self.batches_seen, self.bad_batches = ours["batches_seen"], ours["bad_batches"]
 
 
-def fit_nbody(config: NBodyConfig, output: Path, accelerator: str = "auto") -> NBodyModule:
-    """Train; the best weights by validation error stay in ``best.ckpt``, the log in ``metrics.csv``.
+def fit_nbody(config: NBodyConfig | None, output: Path, resume: bool = False, accelerator: str = "auto") -> NBodyModule:
+    """Train; the best weights by validation error stay in ``best.ckpt``, the log in ``log.csv``.
 
     Parameters
     ----------
-    config : NBodyConfig
-        The run.
+    config : NBodyConfig or None
+        The run; None only with `resume`, which reads ``config.yaml`` of the run.
     output : Path
         Directory of the run.
+    resume : bool
+        Continue the run in `output` from its last checkpoint; the result is that of the uninterrupted run.
     accelerator : str
         Handed to `lightning.Trainer`.
 
@@ -145,39 +197,31 @@ def fit_nbody(config: NBodyConfig, output: Path, accelerator: str = "auto") -> N
     Raises
     ------
     FileExistsError
-        If `output` is not empty.
-    DataError
-        For unusable trajectories.
+        If `output` holds a run and `resume` is False.
+    ConfigError
+        If the configuration given to a resumed run differs from its own.
+    CheckpointError, DataError
+        For unusable checkpoints and trajectories.
+    NonFiniteTraining
+        If batch after batch has a loss or gradient that is not finite.
     """
-    if output.exists() and any(output.iterdir()):
-        raise FileExistsError(f"{output} is not empty; choose another output directory")
+    config = configuration_of_run(config, output, resume, read_nbody_config)
     data = NBodyData(Path(config.data))
     lightning.seed_everything(config.seed, verbose=False)
     module = NBodyModule(config, data)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in (".*LeafSpec.*", ".*does not have many workers.*", ".*that has no length.*|.*no `__len__`.*", ".*exists and is not empty.*"):
-        warnings.filterwarnings("ignore", message)
-    best = ModelCheckpoint(
-        output, filename="best", monitor="validation_mse", save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=False
-    )
-    trainer = lightning.Trainer(
+    train(
+        module,
+        config,
+        output,
+        resume,
+        max_steps=config.max_steps,
+        checkpoint_every=min(config.validate_every, CHECKPOINT_EVERY),
+        validate_every=config.validate_every,
+        monitored="validation_mse",
+        callbacks=[CsvLog(output / "log.csv", min(LOG_EVERY, config.validate_every), LOG_COLUMNS, unit=1.0), _Lines()],
         accelerator=accelerator,
         devices=1,
-        max_steps=config.max_steps,
-        val_check_interval=config.validate_every,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        gradient_clip_val=config.optimizer.gradient_clip,
-        logger=CSVLogger(output, name="", version=""),
-        log_every_n_steps=min(100, config.validate_every),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[best, _Lines()],
-        plugins=[SafeCheckpointIO()],
     )
-    trainer.fit(module)
     return module
 
 

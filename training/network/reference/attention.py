@@ -13,13 +13,15 @@ from training.network.reference.radial_kernels import RadialKernels
 class ReferenceAttention(nn.Module):
     """Attention of every atom over its neighbours; each head has queries, keys and values of its own.
 
-    A head is as wide as the result: `num_heads` times `channels_out` are concatenated and mapped back. Keys and values are two sets of
+    The heads' results are concatenated, `num_heads` times `head_channels`, and mapped to `channels_out`. Keys and values are two sets of
     kernels (2.2) with weights of their own; their channels lie side by side in one call, which turns the features once for both.
 
     Parameters
     ----------
     channels_in, channels_out : tuple of int
         Channels per degree of the node features and of the result.
+    head_channels : tuple of int
+        Channels per degree of each head's queries, keys and values; degrees that the result lacks are left out.
     num_heads : int
         Attention heads.
     max_degree, natural_parity, n_scalars, radial_hidden
@@ -30,6 +32,7 @@ class ReferenceAttention(nn.Module):
         self,
         channels_in: tuple[int, ...],
         channels_out: tuple[int, ...],
+        head_channels: tuple[int, ...],
         num_heads: int,
         max_degree: int,
         natural_parity: bool,
@@ -38,7 +41,8 @@ class ReferenceAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
-        heads = tuple(num_heads * c for c in channels_out)
+        head_channels = head_channels[: len(channels_out)]
+        heads = tuple(num_heads * c for c in head_channels)
         self.n_queried = min(len(channels_in), len(channels_out))  # degrees that a query can have
         self.query = EquivariantLinear(channels_in, heads[: self.n_queried], bias=False)
         keys_and_values = tuple(2 * h if degree < self.n_queried else h for degree, h in enumerate(heads))
@@ -46,7 +50,7 @@ class ReferenceAttention(nn.Module):
         self.softmax = SmoothSoftmax(num_heads)
         self.out = EquivariantLinear(heads, channels_out, bias=False)
         # A constant that W_Q could absorb: logits of unit size at the start.
-        self.logit_scale = 1.0 / math.sqrt(sum((2 * degree + 1) * c for degree, c in enumerate(channels_out[: self.n_queried])))
+        self.logit_scale = 1.0 / math.sqrt(sum((2 * degree + 1) * c for degree, c in enumerate(head_channels[: self.n_queried])))
 
     def forward(self, features: list[Tensor], neighbors: Tensor, scalars: Tensor, kernels: list[Tensor], cutoff_weight: Tensor) -> list[Tensor]:
         """Attend over the neighbours.

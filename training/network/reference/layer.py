@@ -15,7 +15,7 @@ class ReferenceLayer(nn.Module):
     ----------
     channels_in, channels_out : tuple of int
         Channels per degree.
-    num_heads, max_degree, natural_parity, n_scalars, radial_hidden
+    head_channels, num_heads, max_degree, natural_parity, n_scalars, radial_hidden
         As of `ReferenceAttention`.
     hidden : int
         Width of the networks of the self-interaction.
@@ -25,6 +25,7 @@ class ReferenceLayer(nn.Module):
         self,
         channels_in: tuple[int, ...],
         channels_out: tuple[int, ...],
+        head_channels: tuple[int, ...],
         num_heads: int,
         max_degree: int,
         natural_parity: bool,
@@ -33,7 +34,7 @@ class ReferenceLayer(nn.Module):
         hidden: int,
     ) -> None:
         super().__init__()
-        self.attention = ReferenceAttention(channels_in, channels_out, num_heads, max_degree, natural_parity, n_scalars, radial_hidden)
+        self.attention = ReferenceAttention(channels_in, channels_out, head_channels, num_heads, max_degree, natural_parity, n_scalars, radial_hidden)
         self.self_interaction = ReferenceSelfInteraction(channels_in, channels_out, hidden)
 
     def forward(self, features: list[Tensor], neighbors: Tensor, scalars: Tensor, kernels: list[Tensor], cutoff_weight: Tensor) -> list[Tensor]:

@@ -28,7 +28,9 @@ class ReferenceConfig:
     cutoff : float
         Neighbour cutoff, Angstrom.
     channels : tuple of int
-        Channels of degree 0, 1, 2 and, if there is a fourth number, 3: of the node features, and of each head.
+        Channels of degree 0, 1, 2 and, if there is a fourth number, 3: of the node features between the layers.
+    head_channels : tuple of int or None
+        The same of each attention head; None for those of the node features.
     num_heads, num_layers : int
         Attention heads, and layers (at least 2).
     embedding : str
@@ -52,6 +54,7 @@ class ReferenceConfig:
     elements: tuple[str, ...] = ("H", "C", "N", "O")
     cutoff: float = 5.0
     channels: tuple[int, ...] = (2, 2, 2)
+    head_channels: tuple[int, ...] | None = None
     num_heads: int = 8
     num_layers: int = 3
     embedding: Literal["one-hot", "learned", "physical"] = "one-hot"
@@ -64,6 +67,8 @@ class ReferenceConfig:
     def __post_init__(self) -> None:
         if not 2 <= len(self.channels) <= 4 or min(self.channels) < 1:
             raise ValueError(f"channels must be two to four positive numbers (degrees 0 to 3), got {self.channels}")
+        if self.head_channels is not None and (len(self.head_channels) != len(self.channels) or min(self.head_channels) < 1):
+            raise ValueError(f"head_channels must be as many positive numbers as channels ({len(self.channels)}), got {self.head_channels}")
         if self.num_layers < 2:
             raise ValueError(f"num_layers must be at least 2, got {self.num_layers}")
         if self.cutoff <= 0:
@@ -111,6 +116,7 @@ class ReferenceTransformer(nn.Module):
                 ReferenceLayer(
                     channels_in=(self.embedding.channels,) if i == 0 else c,
                     channels_out=c[:2] if i == config.num_layers - 1 else c,
+                    head_channels=config.head_channels or c,
                     num_heads=config.num_heads,
                     max_degree=len(c) - 1,
                     natural_parity=natural,
