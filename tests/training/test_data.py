@@ -124,6 +124,31 @@ def test_the_ani1x_release_needs_no_option(tmp_path):
         prepare([tmp_path / "ani1x-release.h5"], tmp_path / "rare", energy_key="ccsd(t)_cbs.energy", energies_only=True)
 
 
+def test_files_with_keys_of_their_own_are_packed_together(tmp_path):
+    """One file names its labels in its attributes, in the other they are the only ones."""
+    with h5py.File(SAMPLE) as sample, h5py.File(tmp_path / "named.h5", "w") as named:
+        named.attrs["energy_key"], named.attrs["force_key"] = "mine.energy", "mine.forces"
+        name = list(sample)[0]
+        group = named.create_group(name)
+        for source, target in (
+            ("atomic_numbers",) * 2,
+            ("coordinates",) * 2,
+            (KEYS["energy_key"], "mine.energy"),
+            (KEYS["force_key"], "mine.forces"),
+        ):
+            group[target] = sample[name][source][()]
+        group["other.energy"] = group["mine.energy"][()] + 1.0
+    with h5py.File(tmp_path / "named.h5") as named:
+        n = len(named[name]["coordinates"])
+    dataset = prepare([SAMPLE, tmp_path / "named.h5", tmp_path / "named.h5"], tmp_path / "packed")
+    once = sample_dataset(tmp_path / "once")
+    assert len(dataset) == len(once) + 2 * n  # named twice, it weighs twice
+    assert dataset.energies[-1] in once.energies
+    # What goes on from a model keeps the references that its energies are relative to.
+    further = prepare([tmp_path / "named.h5"], tmp_path / "further", self_energies=str(once.directory))
+    assert further.metadata["self_energies"].items() <= once.metadata["self_energies"].items()
+
+
 class TestAni1:
     def test_species_strings_and_no_forces(self, tmp_path):
         write_ani1(tmp_path / "ani1.h5")

@@ -25,7 +25,7 @@ from training.data.prepare import prepare
 from training.export import export
 from training.fit import fit
 from training.force_matching import backward_force_matching
-from training.loss import EnergyForceLoss, predict
+from training.loss import EnergyForceLoss, huber, predict
 from training.module import NonFiniteTraining, TrainingModule, learning_rate
 
 ROOT = Path(__file__).parent.parent.parent
@@ -71,6 +71,43 @@ def test_energies_alone(tmp_path):
     module = fit(small_config(dataset.directory), tmp_path / "run", accelerator="cpu")
     assert "force_rmse" not in module.validation_errors
     assert np.isfinite(module.validation_errors["energy_rmse"])
+
+
+class TestHuberLoss:
+    """Energies and forces that are off by known amounts: 2 molecules, labels with spreads s_E and s_F."""
+
+    def per_molecule(self, tmp_path, energy_error, force_error, **config):
+        dataset = sample_dataset(tmp_path)
+        batch = Collator(dataset, NUMBERS, 4.0)(np.arange(2))
+        batch = Batch(**{**batch.__dict__, "forces": batch.forces.double()})
+        energies = batch.energies + energy_error
+        direct = (batch.forces + force_error).requires_grad_(True)
+        loss = EnergyForceLoss(LossConfig(**config), energy_scale=0.4, force_scale=1.4).per_molecule(energies, direct, None, batch)
+        return loss, torch.autograd.grad(loss.sum(), direct)[0]
+
+    def test_small_errors_count_as_squares(self, tmp_path):
+        squares, gradient = self.per_molecule(tmp_path / "a", 0.02, 0.05)
+        robust, robust_gradient = self.per_molecule(tmp_path / "b", 0.02, 0.05, energy_huber=0.1, force_huber=0.1)
+        torch.testing.assert_close(robust, squares)
+        torch.testing.assert_close(robust_gradient, gradient)
+
+    def test_the_slope_is_bounded(self, tmp_path):
+        _, at = self.per_molecule(tmp_path / "a", 0.0, 0.1 * 1.4, force_weight=1.0, energy_weight=0.0, force_huber=0.1)
+        _, far = self.per_molecule(tmp_path / "b", 0.0, 1e6, force_weight=1.0, energy_weight=0.0, force_huber=0.1)
+        torch.testing.assert_close(far, at, rtol=1e-5, atol=0.0)
+        _, unbounded = self.per_molecule(tmp_path / "c", 0.0, 1e6, force_weight=1.0, energy_weight=0.0)
+        assert unbounded.abs().max() > 1e4 * far.abs().max()
+
+    def test_by_hand(self):
+        x = torch.tensor([0.0, 0.5, 1.0, 3.0], dtype=torch.float64, requires_grad=True)
+        value = huber(x.square(), 1.0)
+        torch.testing.assert_close(value, torch.tensor([0.0, 0.25, 1.0, 5.0], dtype=torch.float64))
+        torch.testing.assert_close(torch.autograd.grad(value.sum(), x)[0], torch.tensor([0.0, 1.0, 2.0, 2.0], dtype=torch.float64))
+
+    def test_the_length_of_an_error_counts_not_its_direction(self, tmp_path):
+        along, _ = self.per_molecule(tmp_path / "a", 0.0, torch.tensor([3.0, 0.0, 0.0]), force_huber=0.5)
+        aslant, _ = self.per_molecule(tmp_path / "b", 0.0, torch.tensor([1.0, 2.0, 2.0]), force_huber=0.5)
+        torch.testing.assert_close(along, aslant)
 
 
 class TestForceMatching:

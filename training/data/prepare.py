@@ -51,13 +51,15 @@ def open_blocks(
 
 
 def read_self_energy_table(path: Path) -> dict[int, float]:
-    """Read ``{"unit": "Hartree", "H": -0.6, ...}`` from a JSON file into atomic number to eV.
+    """Read ``{"unit": "Hartree", "H": -0.6, ...}`` from a JSON file into atomic number to eV; of a packed data set, its self-energies.
 
     Raises
     ------
     DataError
-        If the file is no such table.
+        If the file is no such table, or the directory no packed data set.
     """
+    if path.is_dir():
+        return {NUMBER_OF_SYMBOL[symbol]: energy for symbol, energy in PackedDataset(path).metadata["self_energies"].items()}
     try:
         table = json.loads(path.read_text())
         factor = energy_factor(table.pop("unit"))
@@ -86,14 +88,14 @@ def prepare(
     Parameters
     ----------
     inputs : list of Path
-        HDF5 or extended XYZ files; all are packed together.
+        HDF5 or extended XYZ files; all are packed together. A file that is named n times weighs n times as much.
     output : Path
         Directory to make.
     layout, energy_key, force_key, energy_unit, force_unit, energies_only
         See `open_blocks`. The ANI-1 layout implies energies alone.
     self_energies : str
-        ``auto`` (isolated-atom frames if there are any, else least squares), ``least-squares``, ``isolated-atoms`` or the path of
-        a JSON table.
+        ``auto`` (isolated-atom frames if there are any, else least squares), ``least-squares``, ``isolated-atoms``, the path of
+        a JSON table, or that of a packed data set, whose self-energies are taken: for data that a model trained on it is to go on with.
     validation, test : float
         Fractions of the formulas that are held out.
     seed : int
