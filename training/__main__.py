@@ -49,6 +49,7 @@ def prepare_command(
     validation: Annotated[float, typer.Option(help="Fraction of the formulas held out to choose a model.")] = 0.05,
     test: Annotated[float, typer.Option(help="Fraction of the formulas held out to test it.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
+    split_by: Annotated[str, typer.Option(help="formula, or, for data of a single molecule, frame.")] = "formula",
 ) -> None:
     """Pack data files into one memory-mapped data set."""
     from training.data.prepare import prepare
@@ -69,6 +70,7 @@ def prepare_command(
                 validation=validation,
                 test=test,
                 seed=seed,
+                split_by=split_by,
                 progress=lambda name, n: bar.update(task, description=f"{name}: {n:,} frames"),
             )
     except _EXPECTED as error:

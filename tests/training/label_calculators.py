@@ -40,7 +40,7 @@ class ShyEMT(CountingEMT):
     def calculate(self, *arguments, **keywords):
         """Evaluate the first frame only."""
         super().calculate(*arguments, **keywords)
-        if CountingEMT.evaluations + ShyEMT.evaluations > 1:
+        if ShyEMT.evaluations > 1:
             raise NotTrustedError("not today")
 
 

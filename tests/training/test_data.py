@@ -128,7 +128,7 @@ def test_files_with_keys_of_their_own_are_packed_together(tmp_path):
     """One file names its labels in its attributes, in the other they are the only ones."""
     with h5py.File(SAMPLE) as sample, h5py.File(tmp_path / "named.h5", "w") as named:
         named.attrs["energy_key"], named.attrs["force_key"] = "mine.energy", "mine.forces"
-        name = list(sample)[0]
+        name = next(iter(sample))
         group = named.create_group(name)
         for source, target in (
             ("atomic_numbers",) * 2,
@@ -247,6 +247,17 @@ class TestPacked:
         assert [split_of("C2H6O", fractions, 0) for _ in range(3)] == [split_of("C2H6O", fractions, 0)] * 3
         counts = [split_of(f"C{i}H{j}", fractions, 1) for i in range(40) for j in range(40)]
         assert counts.count("test") / len(counts) == pytest.approx(0.3, abs=0.05)
+
+    def test_frames_of_one_molecule_are_split_one_by_one(self, tmp_path):
+        dataset = sample_dataset(tmp_path / "a", validation=0.1, test=0.2, split_by="frame")
+        n = len(dataset)
+        splits = {split: set(dataset.indices(split).tolist()) for split in ("train", "validation", "test")}
+        assert {k: len(v) for k, v in splits.items()} == dataset.metadata["split_frames"]
+        assert (len(splits["validation"]), len(splits["test"])) == (round(0.1 * n), round(0.2 * n))
+        assert set.union(*splits.values()) == set(range(n))
+        assert sum(map(len, splits.values())) == n
+        again = sample_dataset(tmp_path / "b", validation=0.1, test=0.2, split_by="frame", seed=1)
+        assert set(again.indices("test").tolist()) != splits["test"]
 
     def test_least_squares_recovers_known_self_energies(self, tmp_path):
         known = {1: -16.0, 6: -1036.0, 8: -2046.0}

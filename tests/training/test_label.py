@@ -313,7 +313,6 @@ label({INPUTS!r}, Path({str(tmp_path / "killed.h5")!r}), settings)
     def test_frames_that_the_calculator_does_not_trust_are_left_out_however_many(self, tmp_path):
         shy = "tests.training.label_calculators:ShyEMT"
         settings = LabelSettings(calculator=shy, conformers=1, frames=0, displacements=30, temperatures=(300.0,))
-        )
         report = label(["CO"], tmp_path / "data.h5", settings)
         assert report["failures"] == {"not today": 30}
         assert report["labelled"] == 1

@@ -81,6 +81,7 @@ def prepare(
     validation: float = 0.05,
     test: float = 0.0,
     seed: int = 0,
+    split_by: str = "formula",
     progress: Callable[[str, int], None] | None = None,
 ) -> PackedDataset:
     """Pack data files for training.
@@ -97,9 +98,11 @@ def prepare(
         ``auto`` (isolated-atom frames if there are any, else least squares), ``least-squares``, ``isolated-atoms``, the path of
         a JSON table, or that of a packed data set, whose self-energies are taken: for data that a model trained on it is to go on with.
     validation, test : float
-        Fractions of the formulas that are held out.
+        Fractions of the formulas (or frames) that are held out.
     seed : int
         Seed of the split.
+    split_by : str
+        ``formula``: no molecule is both trained on and tested. ``frame``: for data of a single molecule, frame by frame.
     progress : callable, optional
         Called with the file's name and the number of frames written so far.
 
@@ -119,6 +122,8 @@ def prepare(
         raise DataError("no input file given")
     if min(validation, test) < 0 or validation + test >= 1:
         raise DataError(f"validation ({validation}) and test ({test}) must be fractions that leave something to train on")
+    if split_by not in ("formula", "frame"):
+        raise DataError(f"split_by must be formula or frame, got {split_by!r}")
     kinds = {(detect_layout(p) if layout == "auto" else layout) for p in inputs if p.is_file()}
     with_forces = not energies_only and "ani1" not in kinds
     report = ReadReport()
@@ -147,4 +152,4 @@ def prepare(
             raise
     extra = {"sources": [p.name for p in inputs], **report.as_dict()}
     extra["isolated_atoms"] = {chemical_symbols[z]: e for z, e in report.isolated_atoms.items()}
-    return writer.close(table, origin, {"validation": validation, "test": test}, seed, extra)
+    return writer.close(table, origin, {"validation": validation, "test": test}, seed, extra, split_by)

@@ -31,7 +31,10 @@ class HeldOut:
             path = Path(source)
             if path.is_dir():
                 metadata = PackedDataset(path).metadata
-                self._rules.append((metadata["split_fractions"], metadata["split_seed"]))
+                if metadata.get("split_by") == "frame":  # no formula of it belongs to training alone
+                    self._formulas |= set(metadata["formulas"])
+                else:
+                    self._rules.append((metadata["split_fractions"], metadata["split_seed"]))
             else:
                 self._formulas |= {block.formula for block in open_blocks(path, ReadReport(), energies_only=True)}
 
