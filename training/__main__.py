@@ -49,9 +49,13 @@ def prepare_command(
     validation: Annotated[float, typer.Option(help="Fraction of the formulas held out to choose a model.")] = 0.05,
     test: Annotated[float, typer.Option(help="Fraction of the formulas held out to test it.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
+    align_to: Annotated[
+        str | None, typer.Option(help="Model to start from: bring the energies of all files to the level of the first, relative to its references.")
+    ] = None,
     split_by: Annotated[str, typer.Option(help="formula, or, for data of a single molecule, frame.")] = "formula",
 ) -> None:
     """Pack data files into one memory-mapped data set."""
+    from training.align import ModelReference
     from training.data.prepare import prepare
 
     try:
@@ -71,6 +75,7 @@ def prepare_command(
                 test=test,
                 seed=seed,
                 split_by=split_by,
+                align_to=None if align_to is None else ModelReference(align_to),
                 progress=lambda name, n: bar.update(task, description=f"{name}: {n:,} frames"),
             )
     except _EXPECTED as error:
@@ -86,6 +91,12 @@ def prepare_command(
     console.print(f"self-energies in eV ({m['self_energies_origin']}): {listed}", highlight=False)
     frames = ", ".join(f"{s} {n:,}" for s, n in m["split_frames"].items())
     console.print(f"{m['n_frames']:,} frames of {len(m['formulas']):,} formulas: {frames}", highlight=False)
+    for shift in m.get("level_shifts", []):
+        parts = ", ".join(f"{symbol} {e:.4f}" for symbol, e in shift["per_element_ev"].items())
+        before, after = (shift["rms_per_atom_ev"][k] * KCAL_PER_MOL_PER_EV for k in ("before", "after"))
+        console.print(
+            f"{shift['source']} against {m['aligned_to']} in eV: {parts}; RMS per atom {before:.3f}, after that {after:.3f} kcal/mol", highlight=False
+        )
     for reason, n in m["skipped"].items():
         console.print(f"skipped {n:,} frames: {reason}", highlight=False)
 
