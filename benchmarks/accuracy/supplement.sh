@@ -27,16 +27,17 @@ make torsions ANI1xEnsemble $HERE/torsions.smi --temperature 300 --torsions 25 -
 make bends ANI1xEnsemble $HERE/small.smi $HERE/torsions.smi --conformers 1 --temperature 300 --bends 15 --stretches 20 --seed 2
 make water ANI1xEnsemble O --conformers 1 --temperature 300 --temperature 1000 --bends 120 --stretches 80 --dimers 500 --contacts 1.2 4.0 --seed 3
 make contacts ANI1xEnsemble $HERE/small.smi --conformers 1 --temperature 300 --dimers 3000 --contacts 1.2 3.0 --seed 4
+make methanes ANI1xEnsemble C --conformers 1 --temperature 300 --temperature 1000 --dimers 500 --contacts 0.9 4.0 --stretches 60 --bends 60 --seed 6
 make alkanes ANI1xEnsemble CCCC CCC CCCCC "CC(C)C" --conformers 3 --temperature 100 --temperature 600 --torsions 30 --dimers 300 --contacts 1.2 4.0 --seed 5
 
 # Broken bonds and hard contacts of the smallest molecules: DFT itself, where the networks were not trained.
 make dft-water DFT O --conformers 1 --temperature 300 --temperature 1000 --stretches 25 --bends 15
 make dft-radicals DFT benchmarks/accuracy/radicals.xyz --temperature 300 --temperature 1000 --displacements 3
-make dft-waters DFT O --conformers 1 --temperature 300 --dimers 60 --contacts 1.0 2.4
 make dft-methanes DFT C --conformers 1 --temperature 300 --dimers 40 --contacts 0.9 2.4
-for smiles in C N "[H][H]" CO CC OO; do
+for smiles in "[H][H]" C N CO CC OO; do
     make "dft-$smiles" DFT "$smiles" --conformers 1 --temperature 300 --temperature 1000 --stretches 15 --bends 4
 done
+make dft-waters DFT O --conformers 1 --temperature 300 --dimers 60 --contacts 1.0 2.4
 make dft-mixed DFT O C N "[H][H]" --conformers 1 --dimers 60 --contacts 1.0 2.4
 for smiles in CN NN NO; do
     make "dft-$smiles" DFT "$smiles" --conformers 1 --temperature 300 --temperature 1000 --stretches 12 --bends 3

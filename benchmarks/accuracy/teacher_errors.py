@@ -21,7 +21,6 @@ from benchmarks.accuracy.teachers import ANI1xEnsemble
 from training.data.frames import ReadReport
 from training.data.prepare import open_blocks
 from training.evaluate import evaluate
-from training.loss import ErrorSums
 from training.units import KCAL_PER_MOL_PER_EV
 
 
