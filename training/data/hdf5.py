@@ -40,8 +40,9 @@ def _dataset(group: h5py.Group, key: str, path: Path) -> h5py.Dataset:
 
 def _label_key(file: h5py.File, attribute: str, of_the_release: str) -> str:
     """Which data set holds a label, as far as the file tells."""
-    found = next(_groups(file, "coordinates"), None)
-    endings = [key for key in (found if found is not None else ()) if key.endswith(of_the_release[of_the_release.index(".") :])]
+    first = next(_groups(file, "coordinates"), None)
+    ending = of_the_release[of_the_release.index(".") :]
+    endings = [] if first is None else [key for key in first if key.endswith(ending)]
     only = endings[0] if len(endings) == 1 else of_the_release
     return str(file.attrs.get(attribute, only))
 
