@@ -17,8 +17,8 @@ make() {  # make NAME CALCULATOR ARGUMENTS...
     local file=$OUT/$1.h5 teacher=$2
     shift 2
     [ -f "$file" ] && return
-    python -m training label "$@" $HOLD --frames 0 --displacements 0 --output "$file" --calculator "benchmarks.accuracy.teachers:$teacher" \
-        --level-of-theory "$teacher" $([ -f "$file.journal" ] && echo --resume)
+    python -m training label --frames 0 --displacements 0 $HOLD --output "$file" --calculator "benchmarks.accuracy.teachers:$teacher" \
+        --level-of-theory "$teacher" $([ -f "$file.journal" ] && echo --resume) "$@"
 }
 
 # Where the eight networks agree: torsions all the way round, bends, moderate stretches, contacts of small molecules.

@@ -19,7 +19,7 @@ from tests.training.helpers import KEYS, NUMBERS, SAMPLE, sample_dataset, small_
 from training.callbacks import read_log
 from training.checkpoint import CheckpointError, SafeCheckpointIO, load_checkpoint
 from training.config import ConfigError, LossConfig, OptimizerConfig, parse_config, read_config
-from training.data.batches import Batch, Collator
+from training.data.batches import Batch, Collator, assemble
 from training.data.frames import DataError
 from training.data.prepare import prepare
 from training.export import export
@@ -126,6 +126,20 @@ class TestForceMatching:
         torch.testing.assert_close(per_molecule.mean(), loss.per_molecule(energies, direct, conservative, batch).mean().detach())
         assert float((got - expected).norm() / expected.norm()) < 0.01
         assert float(torch.nn.functional.cosine_similarity(got, expected, dim=0)) > 0.9999
+
+    def test_lone_atoms_teach_their_energy(self):
+        nowhere = np.zeros((3, 3), dtype=np.float32)
+        batch = assemble(np.array([0, 1, 1]), nowhere, np.arange(4), np.array([2.7, 6.0, 6.0]), nowhere, np.arange(3), 4.0)
+        network = small_network()
+        loss = EnergyForceLoss(LossConfig(conservative_weight=1.0), 0.4, 1.4)
+        _, energies, direct, conservative = backward_force_matching(network, batch, loss)
+        assert torch.equal(conservative, torch.zeros(3, 3))
+        assert torch.equal(direct, torch.zeros(3, 3))
+        assert float(energies[1] - energies[2]) == pytest.approx(0.0, abs=1e-6)
+        assert abs(float(energies[0] - energies[1])) > 1e-4
+        gradients = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+        assert torch.isfinite(gradients).all()
+        assert gradients.abs().max() > 0
 
 
 class TestResume:
