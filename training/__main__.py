@@ -148,6 +148,33 @@ def sweep_command(
     console.print(table)
 
 
+@app.command("ablate")
+def ablate_command(
+    config: Annotated[Path, typer.Argument(help="YAML file with base and variants; see training/configs/ablation.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory of the runs; give it again to go on.")],
+    accelerator: Annotated[str, typer.Option(help="auto, cpu or gpu.")] = "auto",
+    devices: Annotated[int, typer.Option(help="Number of devices.")] = 1,
+) -> None:
+    """Train variants of one configuration for the same steps and compare the validation errors."""
+    from training.ablate import ablate, read_ablation
+    from training.module import NonFiniteTraining
+
+    try:
+        rows = ablate(read_ablation(config), output, accelerator=accelerator, devices=devices)
+    except (*_EXPECTED, NonFiniteTraining) as error:
+        raise _fail(error) from None
+    columns = {
+        "energy": "validation_energy_rmse",
+        "direct force": "validation_force_rmse",
+        "conservative force": "validation_conservative_force_rmse",
+    }
+    table = Table("variant", "parameters", "steps", *columns, title="validation RMSE (kcal/mol, kcal/mol/Å)")
+    for row in rows:
+        errors = [f"{row[key]:.3f}" if key in row else "-" for key in columns.values()]
+        table.add_row(row["variant"], f"{row['parameters']:,}", str(row["step"]), *errors)
+    console.print(table)
+
+
 @app.command("evaluate")
 def evaluate_command(
     model: Annotated[str, typer.Argument(help="Checkpoint, exported file, or name of a released model.")],

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import torch
 import yaml
 
 from tests.training.helpers import KEYS, NUMBERS, SAMPLE, sample_dataset, small_config, small_network
+from training.ablate import ablate, read_ablation
 from training.callbacks import read_log
 from training.checkpoint import CheckpointError, SafeCheckpointIO, load_checkpoint
 from training.config import ConfigError, LossConfig, OptimizerConfig, parse_config, read_config
@@ -343,3 +345,37 @@ def test_learning_rate_schedules():
     assert learning_rate(110, cosine, 110) == pytest.approx(0.1)
     steps = OptimizerConfig(learning_rate=1.0, schedule="steps", milestones=(5, 8), drop=0.1)
     assert [learning_rate(s, steps, 10) for s in (0, 4, 5, 8)] == pytest.approx([1.0, 1.0, 0.1, 0.01])
+
+
+class TestAblation:
+    def test_variants_are_trained_alike_and_kept(self, tmp_path):
+        dataset = sample_dataset(tmp_path)
+        base = small_config(dataset.directory, max_steps=4).model_dump(mode="json")
+        raw = {"base": base, "variants": {"whole": {}, "two layers": {"network": {"num_layers": 2}}}}
+        (tmp_path / "ablation.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+        variants = read_ablation(tmp_path / "ablation.yaml")
+        assert variants["two layers"].network.num_layers == 2
+        assert variants["two layers"].network.channels == variants["whole"].network.channels
+        rows = ablate(variants, tmp_path / "runs", accelerator="cpu")
+        assert [row["variant"] for row in rows] == ["whole", "two layers"]
+        assert rows[0]["parameters"] > rows[1]["parameters"]
+        assert all(row["step"] == 4 and row["validation_force_rmse"] > 0 for row in rows)
+        assert json.loads((tmp_path / "runs" / "ablation.json").read_text()) == rows
+        assert ablate(variants, tmp_path / "runs", accelerator="cpu") == rows
+
+    @pytest.mark.parametrize(
+        ("raw", "message"),
+        [
+            ({"base": {}}, "expected the two sections base and variants"),
+            ({"base": {"data": "x"}, "variants": {}}, "variants is empty"),
+            ({"base": {"data": "x"}, "variants": {"a": {"network": {"heads": 3}}}}, "ablation.yaml, a: network.heads: unknown key"),
+            ({"base": {"data": "x"}, "variants": {"a": {}, "b": {"run": {"max_steps": 7}}}}, "equal steps"),
+        ],
+    )
+    def test_refusals(self, tmp_path, raw, message):
+        (tmp_path / "ablation.yaml").write_text(yaml.safe_dump(raw))
+        with pytest.raises(ConfigError, match=message):
+            read_ablation(tmp_path / "ablation.yaml")
+
+    def test_shipped_file(self):
+        assert "as released" in read_ablation(ROOT / "training" / "configs" / "ablation" / "production.yaml")
