@@ -22,6 +22,7 @@ BENCHMARKS = {
     "equivariance": "benchmarks.equivariance",
     "training-throughput": "benchmarks.training_throughput",
     "force-matching": "benchmarks.force_matching",
+    "diverging-training": "benchmarks.diverging_training",
     "data-scale": "benchmarks.data_scale",
     "dft-reference": "benchmarks.dft_reference.compute",
 }

@@ -37,7 +37,7 @@ def _fail(error: Exception) -> typer.Exit:
 
 @app.command("prepare")
 def prepare_command(
-    inputs: Annotated[list[Path], typer.Argument(help="HDF5 (ANI-1x or ANI-1 layout) or extended XYZ files.")],
+    inputs: Annotated[list[Path], typer.Argument(help="HDF5 (ANI-1x or ANI-1 layout) or extended XYZ files; named twice, a file weighs double.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to make.")],
     layout: LayoutOption = "auto",
     energy_key: EnergyKeyOption = None,
@@ -45,12 +45,17 @@ def prepare_command(
     energy_unit: EnergyUnitOption = None,
     force_unit: ForceUnitOption = None,
     energies_only: EnergiesOnlyOption = False,
-    self_energies: Annotated[str, typer.Option(help="auto, least-squares, isolated-atoms, or a JSON table.")] = "auto",
+    self_energies: Annotated[str, typer.Option(help="auto, least-squares, isolated-atoms, a JSON table, or a packed data set.")] = "auto",
     validation: Annotated[float, typer.Option(help="Fraction of the formulas held out to choose a model.")] = 0.05,
     test: Annotated[float, typer.Option(help="Fraction of the formulas held out to test it.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
+    align_to: Annotated[
+        str | None, typer.Option(help="Model to start from: bring the energies of all files to the level of the first, relative to its references.")
+    ] = None,
+    split_by: Annotated[str, typer.Option(help="formula, or, for data of a single molecule, frame.")] = "formula",
 ) -> None:
     """Pack data files into one memory-mapped data set."""
+    from training.align import ModelReference
     from training.data.prepare import prepare
 
     try:
@@ -69,6 +74,8 @@ def prepare_command(
                 validation=validation,
                 test=test,
                 seed=seed,
+                split_by=split_by,
+                align_to=None if align_to is None else ModelReference(align_to),
                 progress=lambda name, n: bar.update(task, description=f"{name}: {n:,} frames"),
             )
     except _EXPECTED as error:
@@ -84,6 +91,12 @@ def prepare_command(
     console.print(f"self-energies in eV ({m['self_energies_origin']}): {listed}", highlight=False)
     frames = ", ".join(f"{s} {n:,}" for s, n in m["split_frames"].items())
     console.print(f"{m['n_frames']:,} frames of {len(m['formulas']):,} formulas: {frames}", highlight=False)
+    for shift in m.get("level_shifts", []):
+        parts = ", ".join(f"{symbol} {e:.4f}" for symbol, e in shift["per_element_ev"].items())
+        before, after = (shift["rms_per_atom_ev"][k] * KCAL_PER_MOL_PER_EV for k in ("before", "after"))
+        console.print(
+            f"{shift['source']} against {m['aligned_to']} in eV: {parts}; RMS per atom {before:.3f}, after that {after:.3f} kcal/mol", highlight=False
+        )
     for reason, n in m["skipped"].items():
         console.print(f"skipped {n:,} frames: {reason}", highlight=False)
 
@@ -135,6 +148,33 @@ def sweep_command(
     for row in rows:
         force = f"{row['validation_force_rmse']:.3f}" if "validation_force_rmse" in row else "-"
         table.add_row(f"{row['energy_weight']:g}", f"{row['validation_energy_rmse']:.3f}", force)
+    console.print(table)
+
+
+@app.command("ablate")
+def ablate_command(
+    config: Annotated[Path, typer.Argument(help="YAML file with base and variants; see training/configs/ablation.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory of the runs; give it again to go on.")],
+    accelerator: Annotated[str, typer.Option(help="auto, cpu or gpu.")] = "auto",
+    devices: Annotated[int, typer.Option(help="Number of devices.")] = 1,
+) -> None:
+    """Train variants of one configuration for the same steps and compare the validation errors."""
+    from training.ablate import ablate, read_ablation
+    from training.module import NonFiniteTraining
+
+    try:
+        rows = ablate(read_ablation(config), output, accelerator=accelerator, devices=devices)
+    except (*_EXPECTED, NonFiniteTraining) as error:
+        raise _fail(error) from None
+    columns = {
+        "energy": "validation_energy_rmse",
+        "direct force": "validation_force_rmse",
+        "conservative force": "validation_conservative_force_rmse",
+    }
+    table = Table("variant", "parameters", "steps", *columns, title="validation RMSE (kcal/mol, kcal/mol/Å)")
+    for row in rows:
+        errors = [f"{row[key]:.3f}" if key in row else "-" for key in columns.values()]
+        table.add_row(row["variant"], f"{row['parameters']:,}", str(row["step"]), *errors)
     console.print(table)
 
 
@@ -250,10 +290,17 @@ def label_command(
     sampler: Annotated[str | None, typer.Option(help="What drives the dynamics, given likewise; by default what labels.")] = None,
     sampler_option: Annotated[list[str] | None, typer.Option(help="key=value for the sampler.")] = None,
     conformers: Annotated[int, typer.Option(help="Conformers of each SMILES (ETKDG, relaxed by MMFF94).")] = 2,
-    temperature: Annotated[list[float] | None, typer.Option(help="K, of dynamics and displacements; repeat. By default 300 and 600.")] = None,
+    temperature: Annotated[list[float] | None, typer.Option(help="K, of dynamics, displacements and scans; repeat. By default 300 and 600.")] = None,
     frames: Annotated[int, typer.Option(help="Frames of Langevin dynamics for each conformer and temperature.")] = 4,
     displacements: Annotated[int, typer.Option(help="Displacements along model normal modes for each conformer and temperature.")] = 4,
+    stretches: Annotated[int, typer.Option(help="Displacements with one or two bonds stretched or pressed, likewise.")] = 0,
+    torsions: Annotated[int, typer.Option(help="Displacements with a torsion at a random angle, likewise.")] = 0,
+    bends: Annotated[int, typer.Option(help="Displacements with an angle bent by up to 40 degrees, likewise.")] = 0,
     dimers: Annotated[int, typer.Option(help="Random pairs of the molecules, in all.")] = 0,
+    contacts: Annotated[tuple[float, float], typer.Option(help="Least and largest closest contact of the pairs, Angstrom.")] = (1.6, 4.0),
+    hold_out: Annotated[
+        list[str] | None, typer.Option(help="Data file or packed data set: leave out formulas of the file, or those the set's split holds out.")
+    ] = None,
     committee: Annotated[list[str] | None, typer.Option(help="Exported model; give two or more: their disagreement picks.")] = None,
     select: Annotated[int | None, typer.Option(help="How many candidates to label: those on which the committee disagrees most.")] = None,
     level_of_theory: Annotated[str | None, typer.Option(help="What the labels are; by default the calculator and its options.")] = None,
@@ -275,7 +322,12 @@ def label_command(
             temperatures=tuple(temperature or (300.0, 600.0)),
             frames=frames,
             displacements=displacements,
+            stretches=stretches,
+            torsions=torsions,
+            bends=bends,
             dimers=dimers,
+            contacts=contacts,
+            hold_out=tuple(hold_out or ()),
             committee=tuple(committee or ()),
             select=select,
             seed=seed,

@@ -36,11 +36,22 @@ class _Section(BaseModel):
 
 
 class LossConfig(_Section):
-    """Weights of equation 3.2; each term is normalised by the spread of its labels before it is weighted."""
+    """Weights of equation 3.2; each term is normalised by the spread of its labels before it is weighted.
+
+    Attributes
+    ----------
+    energy_weight, force_weight, conservative_weight : float
+        Of energies, direct forces, and minus the gradient of the energy.
+    energy_huber, force_huber : float or None
+        Errors beyond this many spreads of the labels (per square root of an atom, and per component) count linearly instead of squared, so that
+        a few frames far from the rest, or with bad labels, do not drown all others. None: squared everywhere.
+    """
 
     energy_weight: float = Field(default=0.1, ge=0)
     force_weight: float = Field(default=1.0, ge=0)
     conservative_weight: float = Field(default=0.0, ge=0)
+    energy_huber: PositiveFloat | None = None
+    force_huber: PositiveFloat | None = None
 
 
 class OptimizerConfig(_Section):

@@ -45,11 +45,30 @@ def predict(network: nn.Module, batch: Batch, conservative: bool, create_graph: 
     return energies, direct, gradient_forces
 
 
+def huber(square: Tensor, threshold: float | None) -> Tensor:
+    """Square of an error up to `threshold`, beyond it 2 t |x| - t^2: the slope stays at 2 t (Huber, Ann. Math. Stat. 35, 73 (1964)).
+
+    Parameters
+    ----------
+    square : Tensor
+        x^2. The square, because the slope of a norm is not defined where an error vanishes.
+    threshold : float or None
+        t; None for the square everywhere.
+    """
+    if threshold is None:
+        return square
+    t2 = threshold * threshold
+    return torch.where(square <= t2, square, 2.0 * threshold * square.clamp_min(t2).sqrt() - t2)
+
+
 class EnergyForceLoss(nn.Module):
     """w_E <(dE)^2 / (n s_E^2)> + w_F <(dF)^2 / s_F^2>, and the same for the conservative forces.
 
     Each term is divided by the spread of its labels (s_E of the energy per square root of an atom, s_F of a force component),
     so that the weights compare pure numbers; errors of independent atoms add up in quadrature, hence the n.
+
+    With ``energy_huber`` the energy of a molecule, and with ``force_huber`` the force on an atom, counts by the Huber function of its error
+    instead. It takes the length of an atom's force error, not its components one by one: that would depend on how the molecule is turned.
 
     Parameters
     ----------
@@ -70,12 +89,13 @@ class EnergyForceLoss(nn.Module):
         `whole`, the numbers of molecules and of atoms ``(2,)`` of a batch of which this is a part, makes the mean a summand: the sum
         over the parts is the loss of the whole batch.
         """
-        loss = self.config.energy_weight * ((energies - batch.energies) / self.energy_scale).square() / batch.n_atoms_of
+        relative = ((energies - batch.energies) / self.energy_scale).square() / batch.n_atoms_of
+        loss = self.config.energy_weight * huber(relative, self.config.energy_huber)
         if batch.forces is not None:
             atoms_per_molecule = len(batch.species) / len(batch.n_atoms_of) if whole is None else (whole[1] / whole[0]).to(loss.dtype)
             for weight, forces in ((self.config.force_weight, direct), (self.config.conservative_weight, conservative)):
                 if weight and forces is not None:
-                    per_atom = ((forces - batch.forces) / self.force_scale).square().mean(-1)
+                    per_atom = huber(((forces - batch.forces) / self.force_scale).square().mean(-1), self.config.force_huber)
                     loss = loss + weight / atoms_per_molecule * torch.zeros_like(loss).index_add(0, batch.molecule, per_atom.to(loss.dtype))
         return loss if whole is None else loss * (len(loss) / whole[0]).to(loss.dtype)
 

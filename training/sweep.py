@@ -46,14 +46,15 @@ def sweep(config: FitConfig, output: Path, energy_weights: tuple[float, ...] = T
         raw["loss"]["energy_weight"] = weight
         run = output / f"energy-weight-{weight:g}"
         fit(parse_config(raw, f"energy weight {weight:g}"), run, resume=(run / LAST).exists(), **trainer)
-        table.append({"energy_weight": weight, **_last_validation(run / "log.csv")})
+        table.append({"energy_weight": weight, **last_validation(run / "log.csv")})
     output.mkdir(parents=True, exist_ok=True)
     (output / "sweep.json").write_text(json.dumps(table, indent=1) + "\n")
     _plot(table, output / "sweep.png")
     return table
 
 
-def _last_validation(log: Path) -> dict[str, float]:
+def last_validation(log: Path) -> dict[str, float]:
+    """Step and errors, kcal/mol and kcal/mol/Angstrom, of the last validation in the log of a run."""
     rows = [row for row in read_log(log) if row["validation_energy_rmse"]]
     if not rows:
         raise ValueError(f"{log} holds no validation errors; lower run.validate_every, or prepare the data with a validation split")

@@ -5,6 +5,8 @@ import signal
 
 from ase.calculators.emt import EMT
 
+from training.label.errors import NotTrustedError
+
 
 class CountingEMT(EMT):
     """Effective-medium theory that counts its evaluations over all instances, and is interrupted or killed on demand."""
@@ -30,6 +32,16 @@ class BrokenEMT(CountingEMT):
     def calculate(self, *arguments, **keywords):
         """Raise."""
         raise RuntimeError("the program was not found")
+
+
+class ShyEMT(CountingEMT):
+    """Trusts itself once."""
+
+    def calculate(self, *arguments, **keywords):
+        """Evaluate the first frame only."""
+        super().calculate(*arguments, **keywords)
+        if ShyEMT.evaluations > 1:
+            raise NotTrustedError("not today")
 
 
 def no_forces():

@@ -124,6 +124,31 @@ def test_the_ani1x_release_needs_no_option(tmp_path):
         prepare([tmp_path / "ani1x-release.h5"], tmp_path / "rare", energy_key="ccsd(t)_cbs.energy", energies_only=True)
 
 
+def test_files_with_keys_of_their_own_are_packed_together(tmp_path):
+    """One file names its labels in its attributes, in the other they are the only ones."""
+    with h5py.File(SAMPLE) as sample, h5py.File(tmp_path / "named.h5", "w") as named:
+        named.attrs["energy_key"], named.attrs["force_key"] = "mine.energy", "mine.forces"
+        name = next(iter(sample))
+        group = named.create_group(name)
+        for source, target in (
+            ("atomic_numbers",) * 2,
+            ("coordinates",) * 2,
+            (KEYS["energy_key"], "mine.energy"),
+            (KEYS["force_key"], "mine.forces"),
+        ):
+            group[target] = sample[name][source][()]
+        group["other.energy"] = group["mine.energy"][()] + 1.0
+    with h5py.File(tmp_path / "named.h5") as named:
+        n = len(named[name]["coordinates"])
+    dataset = prepare([SAMPLE, tmp_path / "named.h5", tmp_path / "named.h5"], tmp_path / "packed")
+    once = sample_dataset(tmp_path / "once")
+    assert len(dataset) == len(once) + 2 * n  # named twice, it weighs twice
+    assert dataset.energies[-1] in once.energies
+    # What goes on from a model keeps the references that its energies are relative to.
+    further = prepare([tmp_path / "named.h5"], tmp_path / "further", self_energies=str(once.directory))
+    assert further.metadata["self_energies"].items() <= once.metadata["self_energies"].items()
+
+
 class TestAni1:
     def test_species_strings_and_no_forces(self, tmp_path):
         write_ani1(tmp_path / "ani1.h5")
@@ -222,6 +247,17 @@ class TestPacked:
         assert [split_of("C2H6O", fractions, 0) for _ in range(3)] == [split_of("C2H6O", fractions, 0)] * 3
         counts = [split_of(f"C{i}H{j}", fractions, 1) for i in range(40) for j in range(40)]
         assert counts.count("test") / len(counts) == pytest.approx(0.3, abs=0.05)
+
+    def test_frames_of_one_molecule_are_split_one_by_one(self, tmp_path):
+        dataset = sample_dataset(tmp_path / "a", validation=0.1, test=0.2, split_by="frame")
+        n = len(dataset)
+        splits = {split: set(dataset.indices(split).tolist()) for split in ("train", "validation", "test")}
+        assert {k: len(v) for k, v in splits.items()} == dataset.metadata["split_frames"]
+        assert (len(splits["validation"]), len(splits["test"])) == (round(0.1 * n), round(0.2 * n))
+        assert set.union(*splits.values()) == set(range(n))
+        assert sum(map(len, splits.values())) == n
+        again = sample_dataset(tmp_path / "b", validation=0.1, test=0.2, split_by="frame", seed=1)
+        assert set(again.indices("test").tolist()) != splits["test"]
 
     def test_least_squares_recovers_known_self_energies(self, tmp_path):
         known = {1: -16.0, 6: -1036.0, 8: -2046.0}

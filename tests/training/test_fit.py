@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -16,17 +17,18 @@ import torch
 import yaml
 
 from tests.training.helpers import KEYS, NUMBERS, SAMPLE, sample_dataset, small_config, small_network
+from training.ablate import ablate, read_ablation
 from training.callbacks import read_log
 from training.checkpoint import CheckpointError, SafeCheckpointIO, load_checkpoint
 from training.config import ConfigError, LossConfig, OptimizerConfig, parse_config, read_config
-from training.data.batches import Batch, Collator
+from training.data.batches import Batch, Collator, assemble
 from training.data.frames import DataError
 from training.data.prepare import prepare
 from training.export import export
 from training.fit import fit
 from training.force_matching import backward_force_matching, positions_only
 from training.guard import NonFiniteTraining
-from training.loss import EnergyForceLoss, predict
+from training.loss import EnergyForceLoss, huber, predict
 from training.module import TrainingModule, learning_rate
 from training.network import ReferenceConfig, build_network
 
@@ -75,6 +77,43 @@ def test_energies_alone(tmp_path):
     assert np.isfinite(module.validation_errors["energy_rmse"])
 
 
+class TestHuberLoss:
+    """Energies and forces that are off by known amounts: 2 molecules, labels with spreads s_E and s_F."""
+
+    def per_molecule(self, tmp_path, energy_error, force_error, **config):
+        dataset = sample_dataset(tmp_path)
+        batch = Collator(dataset, NUMBERS, 4.0)(np.arange(2))
+        batch = Batch(**{**batch.__dict__, "forces": batch.forces.double()})
+        energies = batch.energies + energy_error
+        direct = (batch.forces + force_error).requires_grad_(True)
+        loss = EnergyForceLoss(LossConfig(**config), energy_scale=0.4, force_scale=1.4).per_molecule(energies, direct, None, batch)
+        return loss, torch.autograd.grad(loss.sum(), direct)[0]
+
+    def test_small_errors_count_as_squares(self, tmp_path):
+        squares, gradient = self.per_molecule(tmp_path / "a", 0.02, 0.05)
+        robust, robust_gradient = self.per_molecule(tmp_path / "b", 0.02, 0.05, energy_huber=0.1, force_huber=0.1)
+        torch.testing.assert_close(robust, squares)
+        torch.testing.assert_close(robust_gradient, gradient)
+
+    def test_the_slope_is_bounded(self, tmp_path):
+        _, at = self.per_molecule(tmp_path / "a", 0.0, 0.1 * 1.4, force_weight=1.0, energy_weight=0.0, force_huber=0.1)
+        _, far = self.per_molecule(tmp_path / "b", 0.0, 1e6, force_weight=1.0, energy_weight=0.0, force_huber=0.1)
+        torch.testing.assert_close(far, at, rtol=1e-5, atol=0.0)
+        _, unbounded = self.per_molecule(tmp_path / "c", 0.0, 1e6, force_weight=1.0, energy_weight=0.0)
+        assert unbounded.abs().max() > 1e4 * far.abs().max()
+
+    def test_by_hand(self):
+        x = torch.tensor([0.0, 0.5, 1.0, 3.0], dtype=torch.float64, requires_grad=True)
+        value = huber(x.square(), 1.0)
+        torch.testing.assert_close(value, torch.tensor([0.0, 0.25, 1.0, 5.0], dtype=torch.float64))
+        torch.testing.assert_close(torch.autograd.grad(value.sum(), x)[0], torch.tensor([0.0, 1.0, 2.0, 2.0], dtype=torch.float64))
+
+    def test_the_length_of_an_error_counts_not_its_direction(self, tmp_path):
+        along, _ = self.per_molecule(tmp_path / "a", 0.0, torch.tensor([3.0, 0.0, 0.0]), force_huber=0.5)
+        aslant, _ = self.per_molecule(tmp_path / "b", 0.0, torch.tensor([1.0, 2.0, 2.0]), force_huber=0.5)
+        torch.testing.assert_close(along, aslant)
+
+
 class TestForceMatching:
     def test_gradient_equals_that_of_differentiating_twice(self, tmp_path):
         dataset = sample_dataset(tmp_path)
@@ -91,6 +130,20 @@ class TestForceMatching:
         torch.testing.assert_close(per_molecule.mean(), loss.per_molecule(energies, direct, conservative, batch).mean().detach())
         assert float((got - expected).norm() / expected.norm()) < 0.01
         assert float(torch.nn.functional.cosine_similarity(got, expected, dim=0)) > 0.9999
+
+    def test_lone_atoms_teach_their_energy(self):
+        nowhere = np.zeros((3, 3), dtype=np.float32)
+        batch = assemble(np.array([0, 1, 1]), nowhere, np.arange(4), np.array([2.7, 6.0, 6.0]), nowhere, np.arange(3), 4.0)
+        network = small_network()
+        loss = EnergyForceLoss(LossConfig(conservative_weight=1.0), 0.4, 1.4)
+        _, energies, direct, conservative = backward_force_matching(network, batch, loss)
+        assert torch.equal(conservative, torch.zeros(3, 3))
+        assert torch.equal(direct, torch.zeros(3, 3))
+        assert float(energies[1] - energies[2]) == pytest.approx(0.0, abs=1e-6)
+        assert abs(float(energies[0] - energies[1])) > 1e-4
+        gradients = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+        assert torch.isfinite(gradients).all()
+        assert gradients.abs().max() > 0
 
 
 class TestResume:
@@ -316,3 +369,37 @@ def test_learning_rate_schedules():
     assert learning_rate(110, cosine, 110) == pytest.approx(0.1)
     steps = OptimizerConfig(learning_rate=1.0, schedule="steps", milestones=(5, 8), drop=0.1)
     assert [learning_rate(s, steps, 10) for s in (0, 4, 5, 8)] == pytest.approx([1.0, 1.0, 0.1, 0.01])
+
+
+class TestAblation:
+    def test_variants_are_trained_alike_and_kept(self, tmp_path):
+        dataset = sample_dataset(tmp_path)
+        base = small_config(dataset.directory, max_steps=4).model_dump(mode="json")
+        raw = {"base": base, "variants": {"whole": {}, "two layers": {"network": {"num_layers": 2}}}}
+        (tmp_path / "ablation.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+        variants = read_ablation(tmp_path / "ablation.yaml")
+        assert variants["two layers"].network.num_layers == 2
+        assert variants["two layers"].network.channels == variants["whole"].network.channels
+        rows = ablate(variants, tmp_path / "runs", accelerator="cpu")
+        assert [row["variant"] for row in rows] == ["whole", "two layers"]
+        assert rows[0]["parameters"] > rows[1]["parameters"]
+        assert all(row["step"] == 4 and row["validation_force_rmse"] > 0 for row in rows)
+        assert json.loads((tmp_path / "runs" / "ablation.json").read_text()) == rows
+        assert ablate(variants, tmp_path / "runs", accelerator="cpu") == rows
+
+    @pytest.mark.parametrize(
+        ("raw", "message"),
+        [
+            ({"base": {}}, "expected the two sections base and variants"),
+            ({"base": {"data": "x"}, "variants": {}}, "variants is empty"),
+            ({"base": {"data": "x"}, "variants": {"a": {"network": {"heads": 3}}}}, "ablation.yaml, a: network.heads: unknown key"),
+            ({"base": {"data": "x"}, "variants": {"a": {}, "b": {"run": {"max_steps": 7}}}}, "equal steps"),
+        ],
+    )
+    def test_refusals(self, tmp_path, raw, message):
+        (tmp_path / "ablation.yaml").write_text(yaml.safe_dump(raw))
+        with pytest.raises(ConfigError, match=message):
+            read_ablation(tmp_path / "ablation.yaml")
+
+    def test_shipped_file(self):
+        assert "as released" in read_ablation(ROOT / "training" / "configs" / "ablation" / "production.yaml")

@@ -20,13 +20,14 @@ from tests.training.label_calculators import CountingEMT
 from training.__main__ import app
 from training.data.prepare import prepare
 from training.label.calculators import calculator_factory, parse_options
-from training.label.dimers import CONTACTS, random_dimer
+from training.label.dimers import random_dimer
 from training.label.disagreement import Committee
 from training.label.displacements import SOFTEST, STRETCH, displaced_frames, spring_modes
 from training.label.dynamics import langevin_frames
 from training.label.errors import LabelError
 from training.label.journal import Candidate, Journal
 from training.label.run import LabelSettings, label
+from training.label.scans import BEND, STRETCHES, bent_frames, hinges, stretched_frames, turned_frames
 from training.label.structures import geometries, is_plausible, read_molecules
 from training.units import ANGSTROM_PER_NM, KJ_PER_MOL_PER_EV
 
@@ -139,13 +140,80 @@ class TestSampling:
         ring, water = molecule("C6H6"), molecule("H2O")
         contacts = []
         for _ in range(200):
-            dimer = random_dimer(ring, water, rng)
+            dimer = random_dimer(ring, water, (1.6, 4.0), rng)
             assert is_plausible(dimer)
             np.testing.assert_allclose(cdist(dimer.positions[:12], dimer.positions[:12]), cdist(ring.positions, ring.positions), atol=1e-9)
             contacts.append(cdist(dimer.positions[:12], dimer.positions[12:]).min())
-        assert CONTACTS[0] - 1e-9 < min(contacts) < CONTACTS[0] + 0.1
-        assert CONTACTS[1] - 0.1 < max(contacts) < CONTACTS[1] + 1e-9
-        assert np.mean(contacts) == pytest.approx(np.mean(CONTACTS), abs=0.15)
+        assert 1.6 - 1e-9 < min(contacts) < 1.7
+        assert 3.9 < max(contacts) < 4.0 + 1e-9
+        assert np.mean(contacts) == pytest.approx(2.8, abs=0.15)
+
+
+class TestScans:
+    """At 1e-6 K the displacements vanish, and only what the scan changes is left."""
+
+    def test_hinges_are_the_bonds_outside_of_rings(self):
+        (toluene,) = geometries(read_molecules(["Cc1ccccc1"])[0], 1, 0)
+        found = {(h.pivot, h.end): h.side.tolist() for h in hinges(toluene)}
+        symbols = toluene.get_chemical_symbols()
+        assert sorted(symbols[p] + symbols[e] for p, e in found) == ["CC"] + ["CH"] * 8
+        methyl = next(side for (p, e), side in found.items() if symbols[e] == "C")
+        assert [symbols[k] for k in methyl] == ["C", "H", "H", "H"]
+        assert hinges(Atoms("H")) == []
+
+    def test_stretched_bonds_go_from_pressed_to_twice_their_length(self):
+        atoms = molecule("H2O")
+        frames = stretched_frames(atoms, 1e-6, 300, np.random.default_rng(0))
+        ratios = np.array([[f.get_distance(0, k) / atoms.get_distance(0, k) for k in (1, 2)] for f in frames])
+        changed = np.abs(ratios - 1) > 1e-3
+        assert set(changed.sum(1)) <= {0, 1, 2}
+        assert 0.15 < (changed.sum(1) == 2).mean() < 0.35
+        assert STRETCHES[0] <= ratios.min() < STRETCHES[0] + 0.02
+        assert STRETCHES[1] - 0.02 < ratios.max() <= STRETCHES[1] + 1e-6
+        np.testing.assert_allclose([f.get_angle(1, 0, 2) for f in frames], atoms.get_angle(1, 0, 2), atol=1e-2)
+
+    def test_torsions_go_all_the_way_round_and_change_nothing_else(self):
+        atoms = molecule("H2O2")
+        frames = turned_frames(atoms, 1e-6, 200, np.random.default_rng(0))
+        (h, o, p, i) = (2, 0, 1, 3)
+        assert atoms.get_chemical_symbols() == ["O", "O", "H", "H"]
+        angles = np.array([f.get_dihedral(h, o, p, i) for f in frames])
+        assert (np.histogram(angles, bins=8, range=(0, 360))[0] > 8).all()
+        for frame in frames[:20]:
+            for pair in ((h, o), (o, p), (p, i), (h, p), (o, i)):
+                assert frame.get_distance(*pair) == pytest.approx(atoms.get_distance(*pair), abs=1e-4)
+
+    def test_bends_change_angles_within_the_limit(self):
+        atoms = molecule("H2O")
+        frames = bent_frames(atoms, 1e-6, 200, np.random.default_rng(0))
+        change = np.array([f.get_angle(1, 0, 2) for f in frames]) - atoms.get_angle(1, 0, 2)
+        assert -BEND - 1e-3 < change.min() < -0.9 * BEND
+        assert 0.9 * BEND < change.max() < BEND + 1e-3
+        np.testing.assert_allclose([f.get_distance(0, k) for f in frames for k in (1, 2)], atoms.get_distance(0, 1), atol=1e-4)
+        linear = bent_frames(molecule("CO2"), 1e-6, 20, np.random.default_rng(0))
+        assert min(f.get_angle(1, 0, 2) for f in linear) < 180 - 0.5 * BEND
+
+    def test_what_has_no_such_bond_gives_no_frame(self):
+        rng = np.random.default_rng(0)
+        assert turned_frames(molecule("H2O"), 300.0, 3, rng) == []
+        assert bent_frames(molecule("N2"), 300.0, 3, rng) == []
+        assert stretched_frames(Atoms("H"), 300.0, 3, rng) == []
+
+
+class TestHoldOut:
+    def test_formulas_of_a_file_and_of_a_split(self, tmp_path):
+        def without(source):
+            return LabelSettings(**{**QUIET.__dict__, "dimers": 0, "hold_out": (str(tmp_path / source),)})
+
+        label(["O", "CO"], tmp_path / "first.h5", QUIET)
+        report = label(["O", "N"], tmp_path / "second.h5", without("first.h5"))
+        assert report["notes"] == ["O: its formula is held out"]
+        with h5py.File(tmp_path / "second.h5") as file:
+            assert list(file) == ["H3N"]
+        # Almost everything goes to validation: a formula that is not in the data is judged by the same rule.
+        prepare([tmp_path / "first.h5"], tmp_path / "packed", validation=0.99)
+        with pytest.raises(LabelError, match="no frame was labelled"):
+            label(["C"], tmp_path / "third.h5", without("packed"))
 
 
 class TestCalculators:
@@ -219,6 +287,7 @@ class TestRun:
 from pathlib import Path
 from tests.training.label_calculators import CountingEMT
 from training.label.run import LabelSettings, label
+from training.label.scans import BEND, STRETCHES, bent_frames, hinges, stretched_frames, turned_frames
 CountingEMT.kill_after = 4
 settings = LabelSettings(calculator={COUNTING!r}, conformers=1, temperatures=(300.0,), frames=0, displacements=3, dimers=2)
 label({INPUTS!r}, Path({str(tmp_path / "killed.h5")!r}), settings)
@@ -240,6 +309,13 @@ label({INPUTS!r}, Path({str(tmp_path / "killed.h5")!r}), settings)
         few = LabelSettings(calculator="tests.training.label_calculators:BrokenEMT", conformers=1, frames=0, displacements=2)
         with pytest.raises(LabelError, match="no label could be computed, lastly: RuntimeError: the program was not found"):
             label(["CO"], tmp_path / "few.h5", few)
+
+    def test_frames_that_the_calculator_does_not_trust_are_left_out_however_many(self, tmp_path):
+        shy = "tests.training.label_calculators:ShyEMT"
+        settings = LabelSettings(calculator=shy, conformers=1, frames=0, displacements=30, temperatures=(300.0,))
+        report = label(["CO"], tmp_path / "data.h5", settings)
+        assert report["failures"] == {"not today": 30}
+        assert report["labelled"] == 1
 
     def test_failed_dynamics_leave_the_rest(self, tmp_path):
         settings = LabelSettings(calculator="emt", sampler="tests.training.label_calculators:BrokenEMT", conformers=1, frames=1, displacements=2)
@@ -275,6 +351,8 @@ label({INPUTS!r}, Path({str(tmp_path / "killed.h5")!r}), settings)
             ({"committee": ("a",)}, "belong together"),
             ({"committee": ("a",), "select": 0}, "select must be at least 1"),
             ({"sampler_options": {"a": 1}}, "but no sampler"),
+            ({"torsions": -1}, "torsions must be at least 0, got -1"),
+            ({"contacts": (3.0, 1.0)}, "contacts must be two positive distances"),
         ],
     )
     def test_bad_settings(self, changes, message):

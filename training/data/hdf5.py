@@ -38,6 +38,15 @@ def _dataset(group: h5py.Group, key: str, path: Path) -> h5py.Dataset:
     return group[key]
 
 
+def _label_key(file: h5py.File, attribute: str, of_the_release: str) -> str:
+    """Which data set holds a label, as far as the file tells."""
+    first = next(_groups(file, "coordinates"), None)
+    ending = of_the_release[of_the_release.index(".") :]
+    endings = [] if first is None else [key for key in first if key.endswith(ending)]
+    only = endings[0] if len(endings) == 1 else of_the_release
+    return str(file.attrs.get(attribute, only))
+
+
 def _expect_shape(data: h5py.Dataset, expected: tuple[int | None, ...], path: Path) -> None:
     matches = len(data.shape) == len(expected) and all(e is None or e == s for e, s in zip(expected, data.shape, strict=True))
     if not matches:
@@ -111,7 +120,8 @@ def read_ani1x(
         Filled on the way.
     energy_key, force_key : str
         Data sets with the labels; `force_key` None for energies alone. ``auto``: what the file's attributes of these names say, as
-        `training.label` writes them, else those of the release, ``wb97x_dz.energy`` and ``wb97x_dz.forces``.
+        `training.label` writes them, else those of the release, ``wb97x_dz.energy`` and ``wb97x_dz.forces``, else the only ones of
+        the first group whose names end so.
     energy_unit, force_unit : str
         Units of the labels, compared with each data set's ``units`` attribute where there is one.
 
@@ -130,9 +140,9 @@ def read_ani1x(
         level = file.attrs.get("level_of_theory")
         report.level_of_theory = level.decode() if isinstance(level, bytes) else level
         if energy_key == "auto":
-            energy_key = file.attrs.get("energy_key", "wb97x_dz.energy")
+            energy_key = _label_key(file, "energy_key", "wb97x_dz.energy")
         if force_key == "auto":
-            force_key = file.attrs.get("force_key", "wb97x_dz.forces")
+            force_key = _label_key(file, "force_key", "wb97x_dz.forces")
         found = False
         for group in _groups(file, "coordinates"):
             found = True

@@ -56,6 +56,20 @@ def split_of(formula: str, fractions: dict[str, float], seed: int) -> str:
     return "validation" if x < fractions.get("test", 0.0) + fractions.get("validation", 0.0) else "train"
 
 
+def split_frames(n_frames: int, fractions: dict[str, float], seed: int) -> dict[str, np.ndarray]:
+    """Split frames one by one, as data of a single molecule must be: random, exact in number, a function of the seed alone.
+
+    Returns
+    -------
+    dict
+        Ascending indices of each of `SPLITS`.
+    """
+    order = np.random.default_rng(seed).permutation(n_frames)
+    test = round(fractions.get("test", 0.0) * n_frames)
+    held = test + round(fractions.get("validation", 0.0) * n_frames)
+    return {"train": np.sort(order[held:]), "validation": np.sort(order[test:held]), "test": np.sort(order[:test])}
+
+
 def _statistics(count: int, total: float, total_square: float) -> dict[str, float]:
     mean = total / count
     return {"mean": mean, "std": float(np.sqrt(max(total_square / count - mean * mean, 0.0)))}
@@ -130,7 +144,13 @@ class PackedWriter:
         return self._n_frames
 
     def close(
-        self, self_energies: dict[int, float] | None, origin: str, fractions: dict[str, float], seed: int, extra: dict[str, Any]
+        self,
+        self_energies: dict[int, float] | None,
+        origin: str,
+        fractions: dict[str, float],
+        seed: int,
+        extra: dict[str, Any],
+        split_by: str = "formula",
     ) -> "PackedDataset":
         """Subtract self-energies in the statistics, assign splits and make the directory appear.
 
@@ -144,6 +164,8 @@ class PackedWriter:
             See `split_of`.
         extra : dict
             Further metadata (sources, what was skipped).
+        split_by : str
+            ``formula``, see `split_of`, or ``frame``, see `split_frames`.
 
         Returns
         -------
@@ -168,6 +190,10 @@ class PackedWriter:
             if self.with_forces:
                 statistics["force_rms"] = float(np.sqrt(self._force_square / (3 * self._n_atoms)))
             formulas = {f: split_of(f, fractions, seed) for f in self._formulas}
+            if split_by == "frame":
+                frames_in = {s: len(found) for s, found in split_frames(self._n_frames, fractions, seed).items()}
+            else:
+                frames_in = {s: sum(n for n, f in zip(self._frames_of, formulas, strict=True) if formulas[f] == s) for s in SPLITS}
             metadata = {
                 "format_version": FORMAT_VERSION,
                 "units": {"length": "Angstrom", "energy": "eV", "force": "eV/Angstrom"},
@@ -179,10 +205,11 @@ class PackedWriter:
                 "statistics": statistics,
                 "with_forces": self.with_forces,
                 "formulas": list(formulas),
-                "splits": formulas,
+                "split_by": split_by,
+                "splits": formulas if split_by == "formula" else None,
                 "split_fractions": fractions,
                 "split_seed": seed,
-                "split_frames": {s: sum(n for n, f in zip(self._frames_of, formulas, strict=True) if formulas[f] == s) for s in SPLITS},
+                "split_frames": frames_in,
                 "sha256": self._hash.hexdigest(),
                 **extra,
             }
@@ -285,6 +312,8 @@ class PackedDataset:
             return np.arange(len(self))
         if split not in SPLITS:
             raise DataError(f"split must be one of {', '.join(SPLITS)} or all, got {split!r}")
+        if self.metadata.get("split_by") == "frame":
+            return split_frames(len(self), self.metadata["split_fractions"], self.metadata["split_seed"])[split]
         chosen = np.array([self.metadata["splits"][f] == split for f in self.metadata["formulas"]])
         return np.flatnonzero(chosen[self.formula_index])
 

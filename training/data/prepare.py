@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ase.data import atomic_numbers as NUMBER_OF_SYMBOL
 from ase.data import chemical_symbols
@@ -13,6 +14,9 @@ from training.data.frames import DataError, FrameBlock, ReadReport
 from training.data.hdf5 import detect_layout, read_ani1, read_ani1x
 from training.data.packed import PackedDataset, PackedWriter
 from training.units import energy_factor
+
+if TYPE_CHECKING:
+    from training.align import LevelShift, ModelReference
 
 LAYOUTS = ("auto", "ani1x", "ani1", "extxyz")
 
@@ -51,19 +55,32 @@ def open_blocks(
 
 
 def read_self_energy_table(path: Path) -> dict[int, float]:
-    """Read ``{"unit": "Hartree", "H": -0.6, ...}`` from a JSON file into atomic number to eV.
+    """Read ``{"unit": "Hartree", "H": -0.6, ...}`` from a JSON file into atomic number to eV; of a packed data set, its self-energies.
 
     Raises
     ------
     DataError
-        If the file is no such table.
+        If the file is no such table, or the directory no packed data set.
     """
+    if path.is_dir():
+        return {NUMBER_OF_SYMBOL[symbol]: energy for symbol, energy in PackedDataset(path).metadata["self_energies"].items()}
     try:
         table = json.loads(path.read_text())
         factor = energy_factor(table.pop("unit"))
         return {NUMBER_OF_SYMBOL[symbol]: float(value) * factor for symbol, value in table.items()}
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise DataError(f'{path}: expected a JSON table such as {{"unit": "Hartree", "H": -0.60, "C": -38.08}}; got an error: {error!r}') from None
+
+
+def _moved_to_level(block: FrameBlock, own: "LevelShift", target: "LevelShift") -> FrameBlock:
+    """The block with its total energies at the level of theory of `target`."""
+    difference = sum(own.per_element.get(int(z), 0.0) - target.per_element.get(int(z), 0.0) for z in block.atomic_numbers)
+    return replace(block, energies=block.energies - difference)
+
+
+def _described(path: Path, shift: "LevelShift") -> dict[str, Any]:
+    per_element = {chemical_symbols[z]: e for z, e in shift.per_element.items()}
+    return {"source": path.name, "per_element_ev": per_element, "rms_per_atom_ev": {"before": shift.rms_before, "after": shift.rms_after}}
 
 
 def prepare(
@@ -79,6 +96,8 @@ def prepare(
     validation: float = 0.05,
     test: float = 0.0,
     seed: int = 0,
+    split_by: str = "formula",
+    align_to: "ModelReference | None" = None,
     progress: Callable[[str, int], None] | None = None,
 ) -> PackedDataset:
     """Pack data files for training.
@@ -86,18 +105,24 @@ def prepare(
     Parameters
     ----------
     inputs : list of Path
-        HDF5 or extended XYZ files; all are packed together.
+        HDF5 or extended XYZ files; all are packed together. A file that is named n times weighs n times as much.
     output : Path
         Directory to make.
     layout, energy_key, force_key, energy_unit, force_unit, energies_only
         See `open_blocks`. The ANI-1 layout implies energies alone.
     self_energies : str
-        ``auto`` (isolated-atom frames if there are any, else least squares), ``least-squares``, ``isolated-atoms`` or the path of
-        a JSON table.
+        ``auto`` (isolated-atom frames if there are any, else least squares), ``least-squares``, ``isolated-atoms``, the path of
+        a JSON table, or that of a packed data set, whose self-energies are taken: for data that a model trained on it is to go on with.
     validation, test : float
-        Fractions of the formulas that are held out.
+        Fractions of the formulas (or frames) that are held out.
     seed : int
         Seed of the split.
+    split_by : str
+        ``formula``: no molecule is both trained on and tested. ``frame``: for data of a single molecule, frame by frame.
+    align_to : ModelReference, optional
+        A model whose energies tell how the levels of theory of the files differ. The energies of all are shifted, per element, to the level
+        of the first, and the self-energies are those to which the model's energies are relative at that level: what a model that starts
+        from it needs. `self_energies` must then be ``auto``.
     progress : callable, optional
         Called with the file's name and the number of frames written so far.
 
@@ -117,13 +142,26 @@ def prepare(
         raise DataError("no input file given")
     if min(validation, test) < 0 or validation + test >= 1:
         raise DataError(f"validation ({validation}) and test ({test}) must be fractions that leave something to train on")
+    if split_by not in ("formula", "frame"):
+        raise DataError(f"split_by must be formula or frame, got {split_by!r}")
     kinds = {(detect_layout(p) if layout == "auto" else layout) for p in inputs if p.is_file()}
     with_forces = not energies_only and "ani1" not in kinds
+    if align_to is not None and self_energies != "auto":
+        raise DataError(f"a model to align to brings its self-energies; self_energies must be auto, got {self_energies!r}")
     report = ReadReport()
+
+    def blocks_of(path: Path, into: ReadReport) -> Iterator[FrameBlock]:
+        return open_blocks(path, into, layout, energy_key, force_key, energy_unit, force_unit, not with_forces)
+
+    shifts: dict[Path, LevelShift] = {}
+    if align_to is not None:
+        shifts = {path: align_to.shift(blocks_of(path, ReadReport())) for path in dict.fromkeys(inputs)}
     writer = PackedWriter(output, with_forces)
     try:
         for path in inputs:
-            for block in open_blocks(path, report, layout, energy_key, force_key, energy_unit, force_unit, not with_forces):
+            for block in blocks_of(path, report):
+                if shifts:
+                    block = _moved_to_level(block, shifts[path], shifts[inputs[0]])
                 writer.add(block)
                 if progress is not None:
                     progress(path.name, writer.n_frames)
@@ -132,7 +170,10 @@ def prepare(
         raise
     table: dict[int, float] | None = None
     origin = "least squares"
-    if self_energies == "isolated-atoms" or (self_energies == "auto" and report.isolated_atoms):
+    if align_to is not None:
+        first = shifts[inputs[0]].per_element
+        table, origin = {z: e + first.get(z, 0.0) for z, e in align_to.self_energies.items()}, f"those of {align_to.name}, aligned"
+    elif self_energies == "isolated-atoms" or (self_energies == "auto" and report.isolated_atoms):
         table, origin = report.isolated_atoms, "isolated atoms"
         if not table:
             writer.discard()
@@ -144,5 +185,8 @@ def prepare(
             writer.discard()
             raise
     extra = {"sources": [p.name for p in inputs], **report.as_dict()}
+    if align_to is not None:
+        extra["aligned_to"] = align_to.name
+        extra["level_shifts"] = [_described(path, shift) for path, shift in shifts.items()]
     extra["isolated_atoms"] = {chemical_symbols[z]: e for z, e in report.isolated_atoms.items()}
-    return writer.close(table, origin, {"validation": validation, "test": test}, seed, extra)
+    return writer.close(table, origin, {"validation": validation, "test": test}, seed, extra, split_by)

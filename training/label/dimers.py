@@ -4,21 +4,20 @@ import numpy as np
 from ase import Atoms
 from scipy.spatial.transform import Rotation
 
-#: Closest contact of the two, Angstrom: from the repulsive wall to where only the tails of attraction are left.
-CONTACTS = (1.6, 4.0)
 
-
-def random_dimer(first: Atoms, second: Atoms, rng: np.random.Generator) -> Atoms:
+def random_dimer(first: Atoms, second: Atoms, contacts: tuple[float, float], rng: np.random.Generator) -> Atoms:
     """Two molecules in random orientations, `second` moved along a random direction until the closest contact is that which was drawn.
 
     Parameters
     ----------
     first, second : ase.Atoms
         The molecules; left as they are.
+    contacts : tuple of float
+        Least and largest of the closest contacts, Angstrom.
     rng : numpy.random.Generator
-        Of orientations, direction and contact, the last uniform within `CONTACTS`.
+        Of orientations, direction and contact, the last uniform within `contacts`.
     """
-    contact = rng.uniform(*CONTACTS)
+    contact = rng.uniform(*contacts)
     while True:  # a direction along which they pass by each other, say through a ring, is drawn again
         a, b = (Rotation.random(rng=rng).apply(m.positions - m.positions.mean(0)) for m in (first, second))
         direction = rng.standard_normal(3)

@@ -21,9 +21,11 @@ from training.label.dimers import random_dimer
 from training.label.disagreement import Committee
 from training.label.displacements import displaced_frames
 from training.label.dynamics import langevin_frames
-from training.label.errors import LabelError
+from training.label.errors import LabelError, NotTrustedError
+from training.label.hold_out import HeldOut
 from training.label.journal import Candidate, Journal
 from training.label.layout import write_ani1x
+from training.label.scans import bent_frames, stretched_frames, turned_frames
 from training.label.structures import Molecule, geometries, is_plausible, read_molecules
 from training.units import KCAL_PER_MOL_PER_EV
 
@@ -47,11 +49,18 @@ class LabelSettings:
     conformers : int
         Conformers of each SMILES.
     temperatures : tuple of float
-        K, of dynamics and displacements.
-    frames, displacements : int
-        Frames of dynamics and of displacements for each conformer and temperature.
+        K, of dynamics, displacements and scans.
+    frames, displacements, stretches, torsions, bends : int
+        Frames of dynamics, of displacements, and of displacements with a stretched bond, a turned torsion or a bent angle (see
+        `training.label.scans`), for each conformer and temperature.
+    hold_out : tuple of str
+        Data whose formulas are left out, so that they can still be tested on: of a file all formulas, of a packed data set those that its
+        split does not give to training.
     dimers : int
         Random pairs of the molecules, in all.
+    contacts : tuple of float
+        Closest contacts of the pairs, from the least to the largest, Angstrom; by default from the repulsive wall to where only the tails
+        of attraction are left.
     committee : tuple of str
         Exported models whose disagreement decides what is labelled.
     select : int or None
@@ -68,17 +77,26 @@ class LabelSettings:
     temperatures: tuple[float, ...] = (300.0, 600.0)
     frames: int = 4
     displacements: int = 4
+    stretches: int = 0
+    torsions: int = 0
+    bends: int = 0
+    hold_out: tuple[str, ...] = ()
     dimers: int = 0
+    contacts: tuple[float, float] = (1.6, 4.0)
     committee: tuple[str, ...] = ()
     select: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("conformers", 1), ("frames", 0), ("displacements", 0), ("dimers", 0), ("seed", 0)):
+        sampled = ("frames", "displacements", "stretches", "torsions", "bends")
+        for name in ("conformers", *sampled, "dimers", "seed"):
+            least = 1 if name == "conformers" else 0
             if getattr(self, name) < least:
                 raise LabelError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if (self.frames or self.displacements) and (not self.temperatures or min(self.temperatures) <= 0):
+        if any(getattr(self, name) for name in sampled) and (not self.temperatures or min(self.temperatures) <= 0):
             raise LabelError(f"temperatures must be positive (K) and at least one, got {list(self.temperatures)}")
+        if not 0 < self.contacts[0] <= self.contacts[1]:
+            raise LabelError(f"contacts must be two positive distances (Angstrom), the smaller one first, got {list(self.contacts)}")
         if self.sampler is None and self.sampler_options:
             raise LabelError("options for a sampler were given, but no sampler")
         if bool(self.committee) != (self.select is not None):
@@ -134,9 +152,10 @@ def label(
     if committee is not None:
         committee.require_elements(set().union(*(m.symbols for m in molecules)))
     plain = {**asdict(settings), "inputs": inputs, "input_sha256": [_sha256(text) for text in inputs]}
+    held_out = HeldOut(settings.hold_out)
     journal = Journal(output.with_name(output.name + ".journal"), plain, resume)
     try:
-        _sample(journal, molecules, settings, make_sampler, tell)
+        _sample(journal, molecules, settings, make_sampler, held_out, tell)
         if committee is not None:
             assert settings.select is not None
             _choose(journal, committee, settings.select, tell)
@@ -173,7 +192,14 @@ def _provenance(settings: dict[str, Any], level_of_theory: str | None) -> dict[s
     }
 
 
-def _sample(journal: Journal, molecules: list[Molecule], settings: LabelSettings, make_sampler: Callable[[], Calculator], tell: Progress) -> None:
+def _sample(
+    journal: Journal,
+    molecules: list[Molecule],
+    settings: LabelSettings,
+    make_sampler: Callable[[], Calculator],
+    held_out: HeldOut,
+    tell: Progress,
+) -> None:
     """Fill the journal with candidates, one task at a time; each task has random numbers of its own, so that the order of runs does not matter."""
     done = journal.sampled()
     total = len(molecules) + settings.dimers
@@ -192,6 +218,8 @@ def _sample(journal: Journal, molecules: list[Molecule], settings: LabelSettings
                 raise LabelError(
                     f"the dynamics of {failed_in_a_row} molecules in a row failed, lastly: {note}; is the sampler made for such molecules?"
                 )
+            if candidates and candidates[0].atoms in held_out:
+                candidates, note = [], f"{candidates[0].molecule}: its formula is held out"
             journal.add_task(task, candidates, note)
         tell("sampling", i + 1, total)
 
@@ -206,8 +234,14 @@ def _of_molecule(
     failed = False
     for atoms in starts:
         for temperature in settings.temperatures:
-            frames = displaced_frames(atoms, temperature, settings.displacements, rng)
-            candidates += [Candidate(molecule.name, f"displacement {temperature:g} K", frame) for frame in frames]
+            for kind, sampled, n_frames in (
+                ("displacement", displaced_frames, settings.displacements),
+                ("stretch", stretched_frames, settings.stretches),
+                ("torsion", turned_frames, settings.torsions),
+                ("bend", bent_frames, settings.bends),
+            ):
+                frames = sampled(atoms, temperature, n_frames, rng)
+                candidates += [Candidate(molecule.name, f"{kind} {temperature:g} K", frame) for frame in frames]
             if not settings.frames or failed:
                 continue
             try:
@@ -226,7 +260,7 @@ def _dimer(molecules: list[Molecule], settings: LabelSettings, rng: np.random.Ge
     if not all(choices):
         return [], f"{name}: RDKit found no geometry"
     first, second = (c[rng.integers(len(c))] for c in choices)
-    atoms = random_dimer(first, second, rng)
+    atoms = random_dimer(first, second, settings.contacts, rng)
     return ([Candidate(name, "dimer", atoms)], None) if is_plausible(atoms) else ([], f"{name}: the two collide")
 
 
@@ -254,6 +288,8 @@ def _label(journal: Journal, make_calculator: Callable[[], Calculator], tell: Pr
             calculator, numbers = make_calculator(), atoms.numbers
         try:
             energy, forces = _evaluate(atoms, calculator)
+        except NotTrustedError as error:
+            journal.set_failure(frame, str(error))
         except Exception as error:  # whatever somebody's calculator raises
             failures.append((frame, f"{type(error).__name__}: {error}"))
             if len(failures) == MAX_FAILURES_IN_A_ROW:

@@ -1,0 +1,62 @@
+"""The accuracy benchmark from files to table: on frames of the sample, with a network that trains in seconds."""
+
+import json
+from dataclasses import replace
+
+import h5py
+import numpy as np
+import pytest
+import yaml
+from ase import Atoms, units
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import write
+
+from benchmarks.accuracy import run
+from openmm_se3 import load_model
+from tests.training.helpers import KEYS, SAMPLE, SMALL
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """A folder with the files of a set, and configurations of a tiny network."""
+    with h5py.File(SAMPLE) as sample:
+        group = max(sample.values(), key=lambda g: len(g["coordinates"]))
+        numbers = group["atomic_numbers"][()]
+        columns = [group[k][()] for k in ("coordinates", KEYS["energy_key"], KEYS["force_key"])]
+    frames = []
+    for x, energy, forces in zip(*columns, strict=True):
+        atoms = Atoms(numbers, x)
+        atoms.calc = SinglePointCalculator(atoms, energy=energy * units.Hartree, forces=forces * units.Hartree)
+        frames.append(atoms)
+    write(tmp_path / "train_300K.xyz", frames)
+    write(tmp_path / "test_600K.xyz", frames[:3])
+    configs = tmp_path / "configs"
+    configs.mkdir()
+    for path in run.CONFIGS.glob("scratch-*.yaml"):
+        raw = yaml.safe_load(path.read_text())
+        raw["network"] = {k: getattr(SMALL, k) for k in SMALL.__dataclass_fields__ if k != "elements"}
+        (configs / path.name).write_text(yaml.safe_dump(json.loads(json.dumps(raw))))
+    monkeypatch.setattr(run, "CONFIGS", configs)
+    monkeypatch.setitem(run.SETS, "3bpa", replace(run.SETS["3bpa"], validation=0.25, test=0.25))
+    return tmp_path, len(frames)
+
+
+def test_from_files_to_table_and_again(tiny, capsys):
+    folder, n = tiny
+    command = ["3bpa", str(folder), "--output", str(folder / "out"), "--from-scratch", "--steps", "2"]
+    run.main(command)
+    printed = capsys.readouterr().out
+    assert "MACE (published)" in printed
+    results = json.loads((folder / "out" / "results.json").read_text())
+    assert {row: found["n_frames"] for row, found in results["rmse"].items()} == {"300 K": round(0.25 * n), "600 K": 3}
+    assert all(np.isfinite(value) for found in results["rmse"].values() for value in found.values())
+    assert (results["from"], results["steps"]) == (None, 2)
+    assert load_model(str(folder / "out" / "3bpa-scratch-seed0.pt")).metadata.level_of_theory == "wB97X/6-31G(d)"
+    before = {p: p.stat().st_mtime_ns for p in (folder / "out").rglob("*.ckpt")}
+    run.main(command)
+    assert {p: p.stat().st_mtime_ns for p in (folder / "out").rglob("*.ckpt")} == before  # nothing is trained twice
+
+
+@pytest.mark.parametrize("name", ["finetune", "scratch-1-direct", "scratch-2-conservative"])
+def test_configurations_are_valid(name):
+    assert run.read_config(run.CONFIGS / f"{name}.yaml").run.batch_molecules == 5
