@@ -34,7 +34,8 @@ def read_structure(path: str | Path, box_nm: Sequence[float] | None = None) -> t
     """
     path = Path(path)
     if not path.is_file():
-        raise UnsupportedSystemError(f"{path}: no such file")
+        hint = "" if path.suffix else "; a structure file with coordinates is needed, such as RDKit or Open Babel make of a SMILES"
+        raise UnsupportedSystemError(f"{path}: no such file{hint}")
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise UnsupportedSystemError(f"{path}: unknown kind of structure file {suffix!r}; expected one of {', '.join(SUFFIXES)}")
@@ -46,7 +47,9 @@ def read_structure(path: str | Path, box_nm: Sequence[float] | None = None) -> t
         else:
             topology, positions = _read_with_ase(path, box_nm)
     except Exception as error:  # the parsers raise whatever they met
-        raise UnsupportedSystemError(f"{path}: cannot be read as {suffix[1:]} ({type(error).__name__}: {error})") from error
+        raise UnsupportedSystemError(
+            f"{path}: cannot be read as {suffix[1:]}, which its name says it is ({type(error).__name__}: {error})"
+        ) from error
     if topology.getNumAtoms() == 0:
         raise UnsupportedSystemError(f"{path}: holds no atoms")
     if box_nm is not None:
