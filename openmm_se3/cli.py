@@ -37,6 +37,7 @@ def _notices() -> Iterator[None]:
             plain(message, category, *rest)
 
     with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
         warnings.showwarning = show
         yield
 

@@ -358,13 +358,13 @@ def simulate(
     topology, positions = read_structure(output / "topology.pdb") if resume else read_structure(Path(settings.structure), settings.box_nm)
     symbols = [a.element.symbol if a.element is not None else "?" for a in topology.atoms()]
     check_coordinates(positions, symbols)
-    for sentence in [] if resume else unlikely_molecules(topology, positions):
-        warnings.warn(f"{settings.structure}: {sentence}. The model takes every molecule for a neutral closed shell.", stacklevel=2)
     potential = SE3Potential(settings.model, forces=settings.forces, precision=settings.precision)
     system = potential.createSystem(topology, removeCMMotion=settings.ensemble == "nvt")
     if settings.pressure_bar is not None:
         _add_barostat(system, topology, settings)
         positions = make_whole(topology, positions)
+    for sentence in [] if resume else unlikely_molecules(topology, positions):
+        warnings.warn(f"{settings.structure}: {sentence}. The model takes every molecule for a neutral closed shell.", stacklevel=2)
     simulation = app.Simulation(topology, system, _integrator(settings), choose_platform(settings.platform))
     outputs = _Outputs(output, settings, simulation)
 
