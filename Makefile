@@ -33,11 +33,13 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The wall: the tests of the runtime package where training's dependencies do not exist.
+# The wall: the tests of the runtime package where training's dependencies do not exist. With the OpenMM that the wheels of openmm-torch were
+# built for, so that a System's XML is read where only these two are importable; pip says that openmm-ml asks for a newer one.
 $(VENV)-runtime/test.stamp: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-runtime
 	$(VENV)-runtime/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)-runtime/bin/python -m pip install --quiet -e '.[$(BUILD),test-runtime]'
+	$(VENV)-runtime/bin/python -m pip install --quiet 'openmm$(if $(filter cuda%,$(BUILD)),[$(BUILD)])>=8.5.2,<8.6'
 	touch $@
 
 test-runtime: $(VENV)-runtime/test.stamp

@@ -1,8 +1,7 @@
 """SE(3)-Transformer potentials for OpenMM.
 
-The public names are `SE3Potential`, `available_models`, `load_model`, `SE3Calculator`, `MultipleTimeStepIntegrator`, `DomainGuard`,
-`CommitteeReporter`, `keep_molecules_whole` and `make_whole`; see their docstrings. They are imported on first use, so that
-``import openmm_se3`` costs nothing and never fails for want of torch.
+The public names are those of `__all__`; see their docstrings. They are imported on first use, so that ``import openmm_se3`` costs
+nothing and never fails for want of torch.
 """
 
 from typing import Any
@@ -20,6 +19,8 @@ __all__ = [
     "keep_molecules_whole",
     "load_model",
     "make_whole",
+    "mend_serialisation",
+    "replicate",
 ]
 
 _HOMES = {
@@ -32,6 +33,8 @@ _HOMES = {
     "keep_molecules_whole": "openmm_se3.molecules",
     "load_model": "openmm_se3.model_file",
     "make_whole": "openmm_se3.molecules",
+    "mend_serialisation": "openmm_se3.serialisation",
+    "replicate": "openmm_se3.replicas",
 }
 
 

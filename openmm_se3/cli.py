@@ -2,8 +2,11 @@
 
 import json
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,6 +23,23 @@ console = Console()
 def _fail(error: Exception) -> typer.Exit:
     Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
     return typer.Exit(1)
+
+
+@contextmanager
+def _notices() -> Iterator[None]:
+    """Print warnings meant for users as one line, without the place in the code that raised them."""
+    plain = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+        if category is UserWarning:
+            console.print(f"[bold yellow]notice:[/] {message}", highlight=False, soft_wrap=True)
+        else:
+            plain(message, category, *rest)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
 
 
 def _version(value: bool) -> None:
@@ -99,7 +119,7 @@ def simulate(
                 platform=platform,
                 seed=seed,
             )
-        with Progress(*columns, console=console) as bar:
+        with _notices(), Progress(*columns, console=console) as bar:
             task = bar.add_task("setting up", total=None)
 
             def show(step: int, total: int, picoseconds: float, kelvin: float, potential: float) -> None:

@@ -159,7 +159,9 @@ def _problems(driver: str | None, cuda: str | None, sees_gpu: bool, platforms: l
     if serialisation is not None:
         found.append(
             Problem(
-                serialisation, "build Systems anew in place of reading their XML; or, where openmm-ml is not needed, pip install 'openmm>=8.5,<8.6'"
+                serialisation,
+                "nothing in scripts that make the force by this package; in one that only reads a System call openmm_se3.mend_serialisation() "
+                "first; where this package is not to be installed, pip install 'openmm>=8.5.2,<8.6' (without openmm-ml, which needs 8.6.1)",
             )
         )
     for build in builds:

@@ -15,6 +15,8 @@ from openmm_se3.errors import UnsupportedSystemError
 from openmm_se3.installation import MEND, openmmtorch_mismatch
 from openmm_se3.model_file import ModelMetadata
 from openmm_se3.python_force import create_python_force
+from openmm_se3.replicas import keep_apart
+from openmm_se3.serialisation import mend_serialisation
 
 #: How the model can be put into a System.
 BACKENDS = ("TorchForce", "PythonForce")
@@ -108,6 +110,7 @@ def create_forces(
     scale_parameters: Mapping[str, bool] | None = None,
     device: str | None = None,
     backend: str | None = None,
+    groups: Sequence[int] | None = None,
 ) -> list[openmm.Force]:
     """Make the OpenMM forces that drive the given atoms by the model.
 
@@ -133,6 +136,8 @@ def create_forces(
         Torch device of a PythonForce; a TorchForce is where the Platform is.
     backend : str, optional
         One of `BACKENDS`; by default TorchForce, or PythonForce, with a warning, where TorchForce cannot be used.
+    groups : sequence of int, optional
+        From `openmm_se3.replicas.check_batch`: atoms of different groups do not see each other.
 
     Returns
     -------
@@ -148,6 +153,8 @@ def create_forces(
     """
     if backend is None:
         backend = _choose_backend()
+    if groups is not None and max(groups) > 0:
+        model = keep_apart(model, groups, metadata.cutoff_nm)
     scales = scale_parameters or {}
     terms = TERMS[forces]
     if not 0 <= force_group <= 31 - terms[-1].group_offset:
@@ -194,6 +201,7 @@ def _import_torch_force() -> Any:
         from openmmtorch import TorchForce
     finally:
         logging.disable(logging.NOTSET)
+    mend_serialisation()
     return TorchForce
 
 

@@ -12,6 +12,7 @@ from openmm_se3.binding import FORCE_MODES
 from openmm_se3.errors import UnsupportedSystemError
 from openmm_se3.force import check_box, create_forces, model_atoms
 from openmm_se3.model_file import ModelMetadata, load_model
+from openmm_se3.replicas import check_batch
 
 #: Name that openmm-ml gives to the parameter between force field and model.
 INTERPOLATION_PARAMETER = "lambda_interpolate"
@@ -85,6 +86,7 @@ class SE3Potential:
         atoms: Sequence[int] | None = None,
         forceGroup: int = 0,
         scaleParameter: str | None = None,
+        batch: Sequence[int] | None = None,
     ) -> list[openmm.Force]:
         """Add the model to a System.
 
@@ -101,6 +103,9 @@ class SE3Potential:
         scaleParameter : str, optional
             Name of a global parameter, 1 by default in a new Context, that multiplies the energy and the forces;
             ``getEnergyParameterDerivatives`` then gives the derivative of the energy with respect to it.
+        batch : sequence of int, optional
+            For each of `atoms` the index of its molecule: those of different molecules do not see each other, wherever they are. Without a
+            periodic box only. One force with 8 copies of a small molecule, which `replicate` makes, costs less than 8 forces with one each.
 
         Returns
         -------
@@ -112,9 +117,9 @@ class SE3Potential:
         UnsupportedSystemError
             If the model cannot describe these atoms or this box, or topology and System disagree.
         ValueError
-            For an unusable `forceGroup` or `scaleParameter`.
+            For an unusable `forceGroup`, `scaleParameter` or `batch`.
         """
-        added = self._makeForces(topology, system, atoms, forceGroup, scaleParameter)
+        added = self._makeForces(topology, system, atoms, forceGroup, scaleParameter, batch)
         for force in added:
             system.addForce(force)
         return added
@@ -126,6 +131,7 @@ class SE3Potential:
         atoms: Sequence[int] | None,
         forceGroup: int,
         scaleParameter: str | None,
+        batch: Sequence[int] | None = None,
         interpolate: bool = False,
     ) -> list[openmm.Force]:
         """What `addForces` adds; with `interpolate`, scaled by openmm-ml's parameter."""
@@ -156,6 +162,7 @@ class SE3Potential:
             forces=self.forces,
             force_group=forceGroup,
             device=self.device,
+            groups=None if batch is None else check_batch(batch, len(indices), periodic),
             scale_parameters=({INTERPOLATION_PARAMETER: False} if interpolate else {}) | ({scaleParameter: True} if scaleParameter else {}),
         )
 
@@ -169,7 +176,7 @@ class SE3Potential:
         removeCMMotion : bool
             Whether to add a CMMotionRemover.
         **args
-            ``forceGroup`` and ``scaleParameter`` as in `addForces`.
+            ``forceGroup``, ``scaleParameter`` and ``batch`` as in `addForces`.
 
         Returns
         -------

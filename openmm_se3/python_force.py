@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import openmm
 import torch
 from openmm import unit
@@ -30,6 +31,8 @@ class Computation:
         Whether the model is given the box.
     device : str or None
         Torch device; None for a GPU where torch sees one, else the CPU.
+    chosen : list of int or None
+        Those of the particles of the State that the model describes, where OpenMM (8.5) cannot choose them; None for all.
     """
 
     archive: bytes
@@ -39,6 +42,7 @@ class Computation:
     scale_parameters: list[str]
     periodic: bool
     device: str | None
+    chosen: list[int] | None = None
     _bound: torch.nn.Module | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -52,7 +56,8 @@ class Computation:
         if self._bound is None:
             n = len(self.atomic_numbers)
             self._bound = bind(module_from_bytes(self.archive), term, self.atomic_numbers, range(n), n).to(device)
-        x = torch.tensor(state.getPositions(asNumpy=True).value_in_unit(unit.nanometer), dtype=torch.float64, device=device)
+        positions = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
+        x = torch.tensor(positions if self.chosen is None else positions[self.chosen], dtype=torch.float64, device=device)
         box = None
         if self.periodic:
             box = torch.tensor(state.getPeriodicBoxVectors(asNumpy=True).value_in_unit(unit.nanometer), dtype=torch.float64, device=device)
@@ -60,7 +65,11 @@ class Computation:
         scale = 1.0
         for name in self.scale_parameters:
             scale *= state.getParameters()[name]
-        return scale * float(energy), scale * forces.cpu().numpy()
+        result = scale * forces.cpu().numpy()
+        if self.chosen is not None:
+            result, some = np.zeros_like(positions), result
+            result[self.chosen] = some
+        return scale * float(energy), result
 
 
 def create_python_force(
@@ -80,8 +89,19 @@ def create_python_force(
     openmm.PythonForce
         It offers no derivative with respect to a parameter: the energy at parameter 1 is that derivative.
     """
-    computation = Computation(module_to_bytes(model), mode, TERMS[mode].index(term), list(atomic_numbers), list(scale_parameters), periodic, device)
+    chooses = hasattr(openmm.PythonForce, "setParticles")  # since OpenMM 8.6
+    computation = Computation(
+        archive=module_to_bytes(model),
+        mode=mode,
+        index=TERMS[mode].index(term),
+        atomic_numbers=list(atomic_numbers),
+        scale_parameters=list(scale_parameters),
+        periodic=periodic,
+        device=device,
+        chosen=None if chooses else list(atoms),
+    )
     force = openmm.PythonForce(computation, dict.fromkeys(scale_parameters, 1.0))
-    force.setParticles(list(atoms))
+    if chooses:
+        force.setParticles(list(atoms))
     force.setUsesPeriodicBoundaryConditions(periodic)
     return force

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import struct
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -21,7 +22,7 @@ from openmm_se3.integrators import MultipleTimeStepIntegrator
 from openmm_se3.model_file import ModelMetadata, find_model
 from openmm_se3.molecules import keep_molecules_whole, make_whole
 from openmm_se3.potential import SE3Potential
-from openmm_se3.structures import check_coordinates, read_structure
+from openmm_se3.structures import check_coordinates, read_structure, unlikely_molecules
 
 ENSEMBLES = ("nvt", "nve")
 SETTINGS_FILE = "settings.json"
@@ -358,6 +359,11 @@ def simulate(
         If there is nothing to resume, or the dynamics fail.
     UnsupportedSystemError, ModelFileError
         For structures and models that cannot be used.
+
+    Warns
+    -----
+    UserWarning
+        If a molecule looks like an ion or radical, or lacks hydrogens: `openmm_se3.structures.unlikely_molecules`.
     """
     kept = output / SETTINGS_FILE
     if resume:
@@ -391,6 +397,8 @@ def _run(
     if settings.pressure_bar is not None:
         _add_barostat(system, topology, settings)
         positions = make_whole(topology, positions)
+    for sentence in [] if resume else unlikely_molecules(topology, positions):
+        warnings.warn(f"{settings.structure}: {sentence}. The model takes every molecule for a neutral closed shell.", stacklevel=2)
     simulation = app.Simulation(topology, system, _integrator(settings), choose_platform(settings.platform))
     outputs = _Outputs(output, settings, simulation)
 
@@ -420,6 +428,8 @@ def _run(
         if small is not None:
             raise SimulationError(
                 f"near step {simulation.currentStep} at {settings.pressure_bar:g} bar the barostat tried a box too small for the model: {small} "
+                "It might have refused that box, but its energy cannot be computed to tell; so near to the limit a box holds too few molecules for "
+                "a pressure. Repeat it (ase.Atoms.repeat) or add molecules, or keep the volume. "
                 f"The last good state, {outputs.last()}, is in {output / STATE_FILE} and {CHECKPOINT_FILE}."
             ) from error
         reason = str(error).strip().split("\n")[-1]

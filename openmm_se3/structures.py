@@ -34,7 +34,8 @@ def read_structure(path: str | Path, box_nm: Sequence[float] | None = None) -> t
     """
     path = Path(path)
     if not path.is_file():
-        raise UnsupportedSystemError(f"{path}: no such file")
+        hint = "" if path.suffix else "; a structure file with coordinates is needed, such as RDKit or Open Babel make of a SMILES"
+        raise UnsupportedSystemError(f"{path}: no such file{hint}")
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise UnsupportedSystemError(f"{path}: unknown kind of structure file {suffix!r}; expected one of {', '.join(SUFFIXES)}")
@@ -46,7 +47,9 @@ def read_structure(path: str | Path, box_nm: Sequence[float] | None = None) -> t
         else:
             topology, positions = _read_with_ase(path, box_nm)
     except Exception as error:  # the parsers raise whatever they met
-        raise UnsupportedSystemError(f"{path}: cannot be read as {suffix[1:]} ({type(error).__name__}: {error})") from error
+        raise UnsupportedSystemError(
+            f"{path}: cannot be read as {suffix[1:]}, which its name says it is ({type(error).__name__}: {error})"
+        ) from error
     if topology.getNumAtoms() == 0:
         raise UnsupportedSystemError(f"{path}: holds no atoms")
     if box_nm is not None:
@@ -80,6 +83,55 @@ def _read_with_ase(path: Path, box_nm: Sequence[float] | None) -> tuple[app.Topo
     elif atoms.pbc.any():
         raise ValueError(f"pbc is {atoms.pbc.tolist()}; all directions must be periodic, or none")
     return topology, positions * (units.Ang / units.nm)
+
+
+def unlikely_molecules(topology: app.Topology, positions: np.ndarray) -> list[str]:
+    """Molecules that are, as far as elements and distances tell, no neutral closed shells, the only kind a model is trained on.
+
+    Found are an odd number of electrons (ions and radicals, but not two unpaired electrons or charges that cancel), and carbon chains and
+    lone atoms without any hydrogen (crystal structures often lack them). What is found need not be wrong.
+
+    Parameters
+    ----------
+    topology : openmm.app.Topology
+        Elements and box; its bonds are not asked, since many files have none.
+    positions : ndarray
+        ``(n_atoms, 3)`` nm.
+
+    Returns
+    -------
+    list of str
+        One sentence for each kind of molecule, without a full stop.
+    """
+    from ase import Atoms, units
+    from ase.neighborlist import natural_cutoffs, neighbor_list
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    atoms = Atoms([a.element.symbol if a.element is not None else "X" for a in topology.atoms()], positions=positions * (units.nm / units.Ang))
+    box = topology.getPeriodicBoxVectors()
+    if box is not None:
+        atoms.set_cell(np.array(box.value_in_unit(unit.angstrom)))
+        atoms.pbc = True
+    first, second = neighbor_list("ij", atoms, natural_cutoffs(atoms, mult=1.15))
+    n_molecules, molecule = connected_components(coo_array((np.ones(len(first)), (first, second)), shape=(len(atoms), len(atoms))))
+    found: dict[tuple[str, str], list[int]] = {}
+    for k in range(n_molecules):
+        members = np.flatnonzero(molecule == k)
+        elements = atoms[members]
+        if "X" in elements.symbols:
+            continue
+        if "H" not in elements.symbols and (len(members) == 1 or list(elements.symbols).count("C") > 1):
+            reason = "has no hydrogens; if they are missing from the file, add them"
+        elif elements.numbers.sum() % 2:
+            reason = "has an odd number of electrons if it is neutral: an ion, a radical, or hydrogens are missing or doubled"
+        else:
+            continue
+        found.setdefault((elements.get_chemical_formula(), reason), []).append(int(members[0]))
+    return [
+        f"{formula} (from atom {where[0]} on{f', and {len(where) - 1} more like it' if len(where) > 1 else ''}) {reason}"
+        for (formula, reason), where in found.items()
+    ]
 
 
 def check_coordinates(positions: np.ndarray, symbols: list[str], closest_nm: float = 0.03) -> None:

@@ -160,7 +160,7 @@ def ablate_command(
 ) -> None:
     """Train variants of one configuration for the same steps and compare the validation errors."""
     from training.ablate import ablate, read_ablation
-    from training.module import NonFiniteTraining
+    from training.guard import NonFiniteTraining
 
     try:
         rows = ablate(read_ablation(config), output, accelerator=accelerator, devices=devices)

@@ -129,3 +129,14 @@ print(1e3 * (time.perf_counter() - begin))
         program = f"import sys; sys.modules[{broken!r}] = None; import openmmml; print('se3-ani1x' in openmmml.MLPotential._implFactories)"
         result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
         assert result.stdout.strip() == "True", result.stderr
+
+    @pytest.mark.parametrize("first", ["openmm_se3.openmmml_plugin", "openmm_se3.openmmml_potential", "openmmml"])
+    def test_whichever_is_imported_first_finds_the_other(self, first):
+        program = f"""
+import {first}
+from openmmml import MLPotential
+from openmm_se3.openmmml_plugin import SE3PotentialImplFactory
+print(type(MLPotential._implFactories["se3"]) is SE3PotentialImplFactory)
+"""
+        result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+        assert result.stdout.strip() == "True", result.stderr

@@ -12,6 +12,7 @@ import numpy as np
 import openmm
 import pytest
 import torch
+from ase.build import molecule
 from ase.io import read, write
 from openmm import app, unit
 from typer.testing import CliRunner
@@ -19,7 +20,7 @@ from typer.testing import CliRunner
 from openmm_se3.cli import app as cli
 from openmm_se3.errors import UnsupportedSystemError
 from openmm_se3.simulate import SimulationError, SimulationSettings, read_log, simulate, temperature_deviation, torch_threads, truncate_dcd
-from openmm_se3.structures import check_coordinates, read_structure
+from openmm_se3.structures import check_coordinates, read_structure, unlikely_molecules
 from tests.openmm_se3.helpers import EXAMPLES, MODEL, ROOT
 
 SHORT = SimulationSettings(structure=str(EXAMPLES / "water.xyz"), model=MODEL, steps=40, report_every=10, platform="Reference")
@@ -245,6 +246,7 @@ class TestRefusals:
         ("name", "text", "message"),
         [
             ("none.pdb", None, "no such file"),
+            ("CCO", None, "no such file; a structure file with coordinates is needed, such as RDKit"),
             ("x.mol2", "x", "expected one of .pdb"),
             ("x.xyz", "3\n\nH 0 0", "cannot be read as xyz"),
             ("x.sdf", "nothing", "cannot be read as sdf"),
@@ -315,3 +317,56 @@ class TestCommandLine:
         assert result.exit_code == 1
         assert re.search(r"error: ", result.output)
         assert "Traceback" not in result.output
+
+
+def unlikely(atoms, box=None):
+    topology = app.Topology()
+    residue = topology.addResidue("X", topology.addChain())
+    for symbol in atoms.get_chemical_symbols():
+        topology.addAtom(symbol, app.Element.getBySymbol(symbol), residue)
+    if box is not None:
+        topology.setUnitCellDimensions(openmm.Vec3(*box) * unit.nanometer)
+    return unlikely_molecules(topology, atoms.positions / 10)
+
+
+class TestUnlikelyMolecules:
+    @pytest.mark.parametrize("name", ["H2O", "CH3CH2OH", "C6H6", "CO2", "N2", "CO", "CH3NO2", "HCOOH"])
+    def test_closed_shells_pass(self, name):
+        assert unlikely(molecule(name)) == []
+
+    @pytest.mark.parametrize(
+        ("name", "removed", "expected"),
+        [
+            ("CH3", 0, "CH3 .*odd number of electrons"),
+            ("HCOOH", 1, "CHO2 .*odd number of electrons"),  # formate, as its positions tell
+            ("C6H6", 6, "C6 .*no hydrogens"),
+            ("H2O", 2, r"^O \(from atom 0 on\) has no hydrogens"),
+        ],
+    )
+    def test_ions_radicals_and_missing_hydrogens_do_not(self, name, removed, expected):
+        atoms = molecule(name)
+        hydrogens = [i for i, symbol in enumerate(atoms.get_chemical_symbols()) if symbol == "H"]
+        del atoms[hydrogens[-removed:] if removed else []]
+        (sentence,) = unlikely(atoms)
+        assert re.search(expected, sentence)
+
+    def test_counted_by_kind_and_across_the_faces_of_a_box(self):
+        atoms = molecule("CH3")
+        for k in range(3):
+            shifted = molecule("CH3")
+            shifted.positions += [0, 0, 4.0 * (k + 1)]
+            atoms += shifted
+        water = molecule("H2O")
+        water.positions += [6.0, 6.0, 0.0]
+        atoms += water
+        atoms.positions[-1] += [0, 0, 20.0]  # one of its hydrogens, in the next box
+        (sentence,) = unlikely(atoms, box=(2, 2, 2))
+        assert sentence.startswith("CH3 (from atom 0 on, and 3 more like it)")
+
+    def test_the_command_says_so(self, tmp_path):
+        write(tmp_path / "methyl.xyz", molecule("CH3"))
+        arguments = ["simulate", str(tmp_path / "methyl.xyz"), "--steps", "2", "--no-minimize", "--output", str(tmp_path / "run")]
+        result = CliRunner().invoke(cli, arguments)
+        assert result.exit_code == 0, result.output
+        assert "notice:" in result.output
+        assert "odd number of electrons if it is neutral" in result.output

@@ -1,0 +1,120 @@
+"""What openmm-ml calls to put the model into a System."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from openmmml.mlpotential import MLPotentialImpl
+
+if TYPE_CHECKING:
+    import openmm
+
+    from openmm_se3.potential import SE3Potential
+
+
+class SE3PotentialImpl(MLPotentialImpl):
+    """Adds an `SE3Potential` to the Systems that openmm-ml makes.
+
+    Parameters
+    ----------
+    options : dict
+        Arguments of `SE3Potential`; the model is loaded when forces are first added.
+    potential : SE3Potential, optional
+        Use this one instead.
+    """
+
+    def __init__(self, options: dict[str, Any], potential: SE3Potential | None = None) -> None:
+        super().__init__()
+        self._options = options
+        self._potential = potential
+        self._interpolated: list[openmm.Force] | None = None
+
+    def addForces(self, topology: openmm.app.Topology, system: openmm.System, atoms: Iterable[int] | None, forceGroup: int, **args: Any) -> None:
+        """Called by ``MLPotential.createSystem`` and ``createMixedSystem``.
+
+        `args` may hold ``forces``, ``device``, ``precision`` of `SE3Potential` and ``forceGroup``, ``scaleParameter`` and ``batch`` of
+        `SE3Potential.addForces`; those meant for others are ignored.
+        """
+        if self._potential is None:
+            from openmm_se3.potential import SE3Potential
+
+            given = {k: args[k] for k in ("forces", "device", "precision") if k in args}
+            self._potential = SE3Potential(**(self._options | given))
+        chosen = None if atoms is None else list(atoms)
+        interpolate = self._interpolated is not None
+        made = self._potential._makeForces(
+            topology, system, chosen, args.get("forceGroup", forceGroup), args.get("scaleParameter"), args.get("batch"), interpolate
+        )
+        if self._interpolated is not None:
+            self._interpolated.extend(made)
+        else:
+            for force in made:
+                system.addForce(force)
+
+    def getMLLongRange(self) -> bool:
+        """The model has a cutoff, so openmm-ml keeps the classical long-range terms as they are."""
+        return False
+
+    def getSupportedEmbeddings(self) -> list[str]:
+        """Mechanical embedding is openmm-ml's own, called by `createMixedSystem`."""
+        return ["mechanical"]
+
+    def createMixedSystem(
+        self,
+        topology: openmm.app.Topology,
+        system: openmm.System,
+        atoms: list[int],
+        forceGroup: int,
+        interpolate: bool,
+        embedding: str,
+        returnInfo: bool = False,
+        **args: Any,
+    ) -> openmm.System | dict[str, Any]:
+        """Mechanical embedding by openmm-ml, except that an interpolated model scales itself.
+
+        openmm-ml would put the model's forces into its CustomCVForce: one force group for all of them, an inner Context for each
+        step, and copies by serialisation, which crash the process where openmm-torch was built for another OpenMM (8.5 and 8.6
+        differ). A global parameter of the same name in the forces themselves gives the same energies and forces.
+
+        Bonds between `atoms` and others are capped by hydrogens on virtual sites, which the model describes too and which are appended
+        to the System; ``returnInfo=True`` returns their topology.
+
+        Raises
+        ------
+        UnsupportedSystemError
+            If `atoms` holds virtual sites, which have no element.
+        """
+        from openmmml.embeddings.mechanicalembedding import MechanicalEmbedding
+
+        sites = [a.index for a in topology.atoms() if a.element is None]
+        if set(sites) & set(atoms):
+            from openmm_se3.errors import UnsupportedSystemError
+
+            raise UnsupportedSystemError(f"atoms {sorted(set(sites) & set(atoms))[:5]} have no element (virtual sites); leave them out of atoms")
+        self._interpolated = [] if interpolate else None
+        try:
+            complete = _with_elements(topology) if sites else topology
+            made = MechanicalEmbedding().createMixedSystem(self, complete, system, atoms, forceGroup, interpolate, returnInfo=returnInfo, **args)
+            mixed = made["system"] if isinstance(made, dict) else made
+            for force in self._interpolated or []:
+                mixed.addForce(force)
+            if isinstance(made, dict):
+                everything = list(made["topology"].atoms())
+                for site in sites:
+                    everything[made["oldToNew"][site]].element = None
+        finally:
+            self._interpolated = None
+        return made
+
+
+def _with_elements(topology: openmm.app.Topology) -> openmm.app.Topology:
+    """A copy whose virtual sites, such as those of TIP4P water, pass for hydrogen: openmm-ml 1.8 asks every atom for its atomic number."""
+    from openmm import app
+
+    copied = copy.deepcopy(topology)
+    for atom in copied.atoms():
+        if atom.element is None:
+            atom.element = app.element.hydrogen
+    return copied

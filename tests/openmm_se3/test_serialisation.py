@@ -1,0 +1,113 @@
+"""Systems with a TorchForce are read and copied without crashing the process, whatever pair of OpenMM and openmm-torch is installed."""
+
+import copy
+import pickle
+import re
+import subprocess
+import sys
+
+import numpy as np
+import openmm
+import pytest
+from openmm import unit
+
+from openmm_se3 import installation, mend_serialisation
+from tests.openmm_se3.helpers import ROOT, energy_and_forces, ethanol, potential
+
+#: Looked up when called, since they may have been mended meanwhile.
+WAYS = {
+    "XML": lambda system: openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(system)),
+    "clone": lambda system: openmm.XmlSerializer.clone(system),
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda system: pickle.loads(pickle.dumps(system)),
+}
+
+
+@pytest.fixture(scope="module")
+def system():
+    """Two TorchForces, one with a parameter and its derivative, before and after forces of OpenMM's own, in a periodic box."""
+    topology, x = ethanol()
+    topology.setUnitCellDimensions(openmm.Vec3(1.2, 1.3, 1.4) * unit.nanometer)
+    made = potential("mts").createSystem(topology, forceGroup=2, scaleParameter="lambda_se3")  # and a CMMotionRemover
+    bonds = openmm.HarmonicBondForce()
+    bonds.addBond(0, 1, 0.15, 1e4)
+    made.addForce(bonds)
+    return made, x
+
+
+def without_modules(system):
+    """XML but for the bytes of modules, which torch writes anew each time."""
+    return re.sub(r'encodedFileContents="[^"]*"', "", openmm.XmlSerializer.serialize(system))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_all_of_a_system_comes_back(way, system):
+    original, _ = system
+    copied = WAYS[way](original)
+    assert without_modules(copied) == without_modules(original)
+    if way in ("clone", "deepcopy"):
+        assert [f.getName() for f in copied.getForces()] == [f.getName() for f in original.getForces()]
+
+
+def test_it_gives_the_same_numbers(system):
+    original, x = system
+    copied = WAYS["XML"](original)
+    (energy, forces), (got_energy, got_forces) = (energy_and_forces(s, x) for s in (original, copied))
+    assert got_energy == pytest.approx(energy, abs=1e-9)
+    np.testing.assert_allclose(got_forces, forces, atol=1e-9)
+
+
+def test_one_force_comes_back(system):
+    force = system[0].getForce(1)
+    for copied in (copy.deepcopy(force), openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(force))):
+        assert without_modules(copied) == without_modules(force)
+
+
+def test_systems_without_the_model_are_left_to_openmm(system):
+    del system  # only that something may have been mended
+    plain = openmm.System()
+    plain.addParticle(1.0)
+    plain.addForce(openmm.CMMotionRemover())
+    for way in WAYS.values():
+        assert openmm.XmlSerializer.serialize(way(plain)) == openmm.XmlSerializer.serialize(plain)
+
+
+@pytest.mark.skipif(installation.serialisation_mismatch() is None, reason="here OpenMM copies a TorchForce inside another force by itself")
+@pytest.mark.parametrize("container", ["CustomCVForce", "ATMForce"])
+def test_inside_another_force_it_is_refused_before_the_process_dies(container, system):
+    force = copy.deepcopy(system[0].getForce(0))
+    outer = getattr(openmm, container)("x")
+    add = outer.addForce if container == "ATMForce" else lambda inner: outer.addCollectiveVariable("x", inner)
+    with pytest.raises(openmm.OpenMMException, match=rf"inside a {container} here: acellera.*use scaleParameter"):
+        add(force)
+    holds = openmm.CustomCVForce("x")
+    holds.addCollectiveVariable("x", openmm.HarmonicBondForce())  # others are as welcome as ever
+    text = openmm.XmlSerializer.serialize(holds).replace('type="HarmonicBondForce"', 'type="TorchForce"')
+    with pytest.raises(openmm.OpenMMException, match="inside a CustomCVForce"):
+        openmm.XmlSerializer.deserialize(text)
+
+
+def test_a_script_that_only_reads(system, tmp_path):
+    """A new process that makes no force of this package: one call before reading."""
+    original, _ = system
+    (tmp_path / "system.xml").write_text(openmm.XmlSerializer.serialize(original))
+    program = """
+import openmm, openmm_se3
+openmm_se3.mend_serialisation()
+system = openmm.XmlSerializer.deserialize(open("system.xml").read())
+print(system.getNumForces(), system.getNumParticles())
+"""
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": ""}
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", program], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["4", "9"]
+
+
+def test_nothing_is_touched_where_the_pair_fits(monkeypatch):
+    from openmm_se3 import serialisation
+
+    monkeypatch.setattr(serialisation, "serialisation_mismatch", lambda: None)
+    monkeypatch.setattr(serialisation, "_mended", False)
+    before = openmm.XmlSerializer.deserializeSystem
+    assert not mend_serialisation()
+    assert openmm.XmlSerializer.deserializeSystem is before
