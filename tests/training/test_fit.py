@@ -136,7 +136,7 @@ class TestForceMatching:
         batch = assemble(np.array([0, 1, 1]), nowhere, np.arange(4), np.array([2.7, 6.0, 6.0]), nowhere, np.arange(3), 4.0)
         network = small_network()
         loss = EnergyForceLoss(LossConfig(conservative_weight=1.0), 0.4, 1.4)
-        _, energies, direct, conservative = backward_force_matching(network, batch, loss)
+        _, energies, direct, conservative = backward_force_matching(network, positions_only(network), batch, loss)
         assert torch.equal(conservative, torch.zeros(3, 3))
         assert torch.equal(direct, torch.zeros(3, 3))
         assert float(energies[1] - energies[2]) == pytest.approx(0.0, abs=1e-6)
