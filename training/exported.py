@@ -133,9 +133,10 @@ class ExportedModel(nn.Module):
 
     @torch.jit.export
     def energy(self, positions: Tensor, atomic_numbers: Tensor, box_vectors: Tensor | None = None) -> Tensor:
-        """Energy alone, differentiable by autograd in `positions` and `box_vectors`, any number of times; arguments as in `forward`.
+        """Energy alone, differentiable by autograd in `positions` and `box_vectors`; arguments as in `forward`.
 
-        For derivatives other than the conservative forces: by a strain or by the box, and second ones. It records the whole evaluation.
+        For derivatives that `conservative_and_direct` does not give, such as that by a strain: it records the whole evaluation, and costs
+        the time and memory of that. Of the fused form autograd gives first derivatives only.
         """
         home = self.species_of_number.device
         species, displacement, neighbors, mask, factor = self._prepare(positions.to(home), atomic_numbers.to(home), box_vectors)

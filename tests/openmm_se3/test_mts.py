@@ -6,11 +6,13 @@ from dataclasses import replace
 import numpy as np
 import openmm
 import pytest
+import torch
 from openmm import app, unit
 
-from openmm_se3 import MultipleTimeStepIntegrator, SE3Calculator
+from openmm_se3 import MultipleTimeStepIntegrator, SE3Calculator, SE3Potential
 from openmm_se3.simulate import SimulationSettings, read_log, simulate
-from tests.openmm_se3.helpers import EXAMPLES, MODEL, energy_and_forces, ethanol, ethanol_in_classical_water, potential
+from tests.openmm_se3.helpers import EXAMPLES, MODEL, energy_and_forces, ethanol, ethanol_in_classical_water, numbers, potential
+from tests.openmm_se3.physics.models import Morse, MorseWithGradient, write_model
 
 BOX = np.array([[2.0, 0, 0], [0.4, 1.9, 0], [-0.5, 0.6, 1.8]])
 
@@ -33,6 +35,18 @@ def test_groups_sum_to_the_conservative_model(platform):
     topology, positions = ethanol()
     systems = {mode: potential(mode).createSystem(topology, forceGroup=3) for mode in ("direct", "conservative", "mts")}
     assert assert_split(systems, positions, platform, groups=(3, 4)) == 0.0
+
+
+@pytest.mark.parametrize("kind", [Morse, MorseWithGradient])
+def test_files_with_and_without_their_own_gradient(kind, tmp_path):
+    """A file from before `conservative_and_direct` gets its conservative forces by autograd."""
+    topology, x = ethanol()
+    model = write_model(kind(swirl=200.0), tmp_path / "morse.pt")
+    systems = {mode: SE3Potential(model, forces=mode, precision="double").createSystem(topology) for mode in ("direct", "conservative", "mts")}
+    assert_split(systems, x)
+    leaf = torch.tensor(x, requires_grad=True)
+    kind().energy(leaf, numbers(topology)).backward()
+    np.testing.assert_allclose(energy_and_forces(systems["conservative"], x)[1], -leaf.grad.numpy(), atol=1e-4)
 
 
 def test_subset_in_a_triclinic_box():

@@ -63,6 +63,9 @@ def test_gradient_of_the_energy_is_the_mean_gradient(networks, scripted):
 
     members = [gradient(ExportedModel(network, NUMBERS).double().eval().energy) for network in networks]
     torch.testing.assert_close(gradient(scripted.energy), torch.stack(members).mean(0), atol=1e-8, rtol=0)
+    energy, conservative, direct = scripted.conservative_and_direct(positions / 10, z)
+    torch.testing.assert_close(-conservative, torch.stack(members).mean(0), atol=1e-8, rtol=0)
+    torch.testing.assert_close((energy, direct), scripted(positions / 10, z), atol=1e-8, rtol=0)
 
 
 def test_deviations_are_invariant_and_poisoned_like_the_forces(scripted):

@@ -318,15 +318,21 @@ class TestGradient:
             assert torch.isfinite(x).all()
 
 
-@pytest.mark.parametrize("n_atoms", [1, 9, 60])  # alone; all pairs; listed, and in several portions
-@pytest.mark.parametrize("periodic", [False, True])
-def test_exported_conservative_forces(n_atoms, periodic):
-    """Scripted and frozen, as in OpenMM: minus the gradient of the energy, which autograd takes from the same file."""
+@pytest.fixture(scope="module")
+def exported():
+    """A model whose messages are made in portions of 512 edges, as it is, scripted, and frozen as in OpenMM."""
     model = ExportedModel(seasoned_network(), NUMBERS).double().eval()
     for layer in [*model.network.layers, model.network.last]:
         layer.edges_at_once_cpu = layer.edges_kept_cpu = 512
     scripted = torch.jit.script(model)
-    frozen = torch.jit.freeze(torch.jit.script(model), preserved_attrs=["conservative_and_direct"])
+    return model, scripted, torch.jit.freeze(scripted, preserved_attrs=["conservative_and_direct"])
+
+
+@pytest.mark.parametrize("n_atoms", [1, 9, 60])  # alone; all pairs; listed, and in several portions
+@pytest.mark.parametrize("periodic", [False, True])
+def test_exported_conservative_forces(exported, n_atoms, periodic):
+    """Minus the gradient of the energy, which autograd takes from the same file."""
+    scripted = exported[1]
     rng = np.random.default_rng(n_atoms)
     box = torch.tensor([[1.1, 0, 0], [0.2, 1.0, 0], [-0.3, 0.1, 1.2]], dtype=torch.float64) if periodic else None
     grid = np.stack(np.meshgrid(*[np.arange(4)] * 3, indexing="ij"), -1).reshape(-1, 3)[:n_atoms]
@@ -336,7 +342,7 @@ def test_exported_conservative_forces(n_atoms, periodic):
     energy = scripted.energy(leaf, z, box)
     (gradient,) = torch.autograd.grad(energy, leaf)
     direct = scripted(x, z, box)[1]
-    for module in (model, scripted, frozen):
+    for module in exported:
         for _ in range(3):  # the interpreter optimises during the first calls
             got = module.conservative_and_direct(leaf, z, box)
             assert not any(y.requires_grad for y in got)

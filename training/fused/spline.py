@@ -97,8 +97,8 @@ class SplineBasis(nn.Module):
         t = (x - interval).to(self.polynomials.dtype)
         square = t * t
         powers = torch.stack([torch.ones_like(t), t, square, square * t], dim=1)
-        kinds = 2 if with_slope else 1
-        n = distance.shape[0]
+        # The size, and not -1 in its place: torch 2.12 spoils that list of sizes when the module is frozen.
+        kinds, n = 2 if with_slope else 1, distance.shape[0]
         weights = torch.mm(powers, self.polynomials.narrow(1, 0, 4 * kinds)).view(n, kinds, 4)
         rows = (interval.to(torch.int64) * 3).view(n, 1, 1) + self.offsets
         return rows.expand(n, kinds, 4), weights, torch.arange(0, 4 * kinds * n, 4, device=distance.device)
