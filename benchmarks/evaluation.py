@@ -35,13 +35,8 @@ def evaluations(model, structure, modes, device="cpu"):
                 frozen = torch.jit.freeze(scripted)
 
             # The frozen module points into the one it was made of, which must outlive it.
-            def once(frozen=frozen, outputs_forces=term.outputs_forces, alive=(bound, scripted)):
-                x = positions.detach().clone().requires_grad_(True)
-                if outputs_forces:
-                    return frozen(x, box)
-                energy = frozen(x, box)
-                energy.backward()
-                return energy, -x.grad
+            def once(frozen=frozen, alive=(bound, scripted)):
+                return frozen(positions.detach().clone().requires_grad_(True), box)
 
             out[term.name] = once
     return out
