@@ -27,10 +27,11 @@ make torsions ANI1xEnsemble $HERE/torsions.smi --temperature 300 --torsions 25 -
 make bends ANI1xEnsemble $HERE/small.smi $HERE/torsions.smi --conformers 1 --temperature 300 --bends 15 --stretches 20 --seed 2
 make water ANI1xEnsemble O --conformers 1 --temperature 300 --temperature 1000 --bends 120 --stretches 80 --dimers 500 --contacts 1.2 4.0 --seed 3
 make contacts ANI1xEnsemble $HERE/small.smi --conformers 1 --temperature 300 --dimers 3000 --contacts 1.2 3.0 --seed 4
+# The networks have never seen H2 and push it apart at rest; their disagreement says so, but not within the wider limits here: no H2 below.
 # On the repulsive wall the networks disagree by a tenth of energies of hundreds of kJ/mol, and their mean follows DFT within some percent.
 WALL="--option max_force_std=1.5 --option max_energy_std=0.3 --conformers 1 --contacts 0.9 2.2"
 make methanes ANI1xEnsemble C $WALL --temperature 300 --dimers 400 --bends 60 --seed 6
-make walls ANI1xEnsemble O C N CC CO CN "[H][H]" $WALL --dimers 900 --seed 7
+make walls ANI1xEnsemble O C N CC CO CN $WALL --dimers 900 --seed 7
 make alkanes ANI1xEnsemble CCCC CCC CCCCC "CC(C)C" --conformers 3 --temperature 100 --temperature 600 --torsions 30 --dimers 300 --contacts 1.2 4.0 --seed 5
 
 # Broken bonds and hard contacts of the smallest molecules: DFT itself, where the networks were not trained.

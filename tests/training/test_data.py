@@ -62,7 +62,7 @@ class TestAni1x:
 
     def test_missing_key_names_those_there_are(self, damaged):
         with pytest.raises(DataError, match=r"no data set 'wb97x_dz.energy'; it holds .*ani1x_ensemble.energy"):
-            list(read_ani1x(damaged, ReadReport()))
+            list(read_ani1x(damaged, ReadReport(), energy_key="wb97x_dz.energy"))
 
     def test_wrong_shape(self, damaged):
         with h5py.File(damaged, "r+") as file:
