@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, TextIO
 
 import typer
 from rich.console import Console
@@ -30,11 +30,13 @@ def _notices() -> Iterator[None]:
     """Print warnings meant for users as one line, without the place in the code that raised them."""
     plain = warnings.showwarning
 
-    def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+    def show(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None
+    ) -> None:
         if category is UserWarning:
             console.print(f"[bold yellow]notice:[/] {message}", highlight=False, soft_wrap=True)
         else:
-            plain(message, category, *rest)
+            plain(message, category, filename, lineno, file, line)
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)

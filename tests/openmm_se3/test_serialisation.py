@@ -9,10 +9,11 @@ import sys
 import numpy as np
 import openmm
 import pytest
-from openmm import unit
+import torch
 
 from openmm_se3 import installation, mend_serialisation
-from tests.openmm_se3.helpers import ROOT, energy_and_forces, ethanol, potential
+from openmm_se3.force import _import_torch_force
+from tests.openmm_se3.helpers import ROOT, energy_and_forces
 
 #: Looked up when called, since they may have been mended meanwhile.
 WAYS = {
@@ -23,16 +24,39 @@ WAYS = {
 }
 
 
+class Energy(torch.nn.Module):
+    """A small model with a parameter and a box, as a force that is differentiated has them."""
+
+    def forward(self, positions: torch.Tensor, box: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return scale.reshape([]) * (positions * positions).sum() + torch.diagonal(box).sum()
+
+
+class Forces(torch.nn.Module):
+    """A small model that gives forces itself."""
+
+    def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return positions.sum(), (-positions.detach()).contiguous()
+
+
 @pytest.fixture(scope="module")
 def system():
-    """Two TorchForces, one with a parameter and its derivative, before and after forces of OpenMM's own, in a periodic box."""
-    topology, x = ethanol()
-    topology.setUnitCellDimensions(openmm.Vec3(1.2, 1.3, 1.4) * unit.nanometer)
-    made = potential("mts").createSystem(topology, forceGroup=2, scaleParameter="lambda_se3")  # and a CMMotionRemover
-    bonds = openmm.HarmonicBondForce()
+    """Two TorchForces between forces of OpenMM's own, with all that a TorchForce can be told; System and positions."""
+    torch_force = _import_torch_force()
+    made, bonds = openmm.System(), openmm.HarmonicBondForce()
+    for _ in range(3):
+        made.addParticle(1.0)
     bonds.addBond(0, 1, 0.15, 1e4)
-    made.addForce(bonds)
-    return made, x
+    first, second = torch_force(torch.jit.script(Energy())), torch_force(torch.jit.script(Forces()))
+    first.setForceGroup(2)
+    first.setUsesPeriodicBoundaryConditions(True)
+    first.addGlobalParameter("strength", 1.5)
+    first.addEnergyParameterDerivative("strength")
+    first.setProperty("CUDAGraphWarmupSteps", "7")
+    first.setName("first of the small ones")
+    second.setOutputsForces(True)
+    for force in (openmm.CMMotionRemover(), first, bonds, second):
+        made.addForce(force)
+    return made, np.array([[0.1, 0.2, 0.3], [0.2, 0.1, 0.5], [0.4, 0.4, 0.1]])
 
 
 def without_modules(system):
@@ -45,7 +69,7 @@ def test_all_of_a_system_comes_back(way, system):
     original, _ = system
     copied = WAYS[way](original)
     assert without_modules(copied) == without_modules(original)
-    if way in ("clone", "deepcopy"):
+    if way in ("clone", "deepcopy") and mend_serialisation():  # openmm-torch itself loses the names
         assert [f.getName() for f in copied.getForces()] == [f.getName() for f in original.getForces()]
 
 
@@ -58,7 +82,7 @@ def test_it_gives_the_same_numbers(system):
 
 
 def test_one_force_comes_back(system):
-    force = system[0].getForce(1)
+    force = system[0].getForce(3)
     for copied in (copy.deepcopy(force), openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(force))):
         assert without_modules(copied) == without_modules(force)
 
@@ -75,7 +99,7 @@ def test_systems_without_the_model_are_left_to_openmm(system):
 @pytest.mark.skipif(installation.serialisation_mismatch() is None, reason="here OpenMM copies a TorchForce inside another force by itself")
 @pytest.mark.parametrize("container", ["CustomCVForce", "ATMForce"])
 def test_inside_another_force_it_is_refused_before_the_process_dies(container, system):
-    force = copy.deepcopy(system[0].getForce(0))
+    force = copy.deepcopy(system[0].getForce(1))
     outer = getattr(openmm, container)("x")
     add = outer.addForce if container == "ATMForce" else lambda inner: outer.addCollectiveVariable("x", inner)
     with pytest.raises(openmm.OpenMMException, match=rf"inside a {container} here: acellera.*use scaleParameter"):
@@ -100,7 +124,7 @@ print(system.getNumForces(), system.getNumParticles())
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": ""}
     result = subprocess.run([sys.executable, "-W", "ignore", "-c", program], cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == ["4", "9"]
+    assert result.stdout.split() == ["4", "3"]
 
 
 def test_nothing_is_touched_where_the_pair_fits(monkeypatch):
