@@ -154,7 +154,7 @@ def create_forces(
     if backend is None:
         backend = _choose_backend()
     if groups is not None and max(groups) > 0:
-        model = keep_apart(model, groups, metadata.cutoff_nm)
+        model = torch.jit.script(keep_apart(model, groups, metadata.cutoff_nm))
     scales = scale_parameters or {}
     terms = TERMS[forces]
     if not 0 <= force_group <= 31 - terms[-1].group_offset:

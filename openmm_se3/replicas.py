@@ -191,7 +191,7 @@ class ApartWithReversePass(Apart):
         return energy, forces.to(positions), self._remove_net_force_and_torque(direct, x).to(positions)
 
 
-def keep_apart(model: torch.jit.ScriptModule, groups: Sequence[int], cutoff_nm: float) -> torch.jit.ScriptModule:
+def keep_apart(model: torch.jit.ScriptModule, groups: Sequence[int], cutoff_nm: float) -> Apart:
     """`Apart` of a model, with all that the model has; parameters as there."""
     module = ApartWithReversePass if hasattr(model, "conservative_and_direct") else Apart
-    return torch.jit.script(module(model, groups, cutoff_nm).eval())
+    return module(model, groups, cutoff_nm).eval()

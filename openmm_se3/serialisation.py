@@ -54,9 +54,9 @@ def mend_serialisation() -> bool:
 
 
 def _is_torch_force(force: openmm.Force) -> bool:
-    from openmmtorch import TorchForce
-
-    return bool(TorchForce.isinstance(force))
+    # Where openmmtorch is not imported there is no TorchForce, and it may not be importable.
+    openmmtorch = sys.modules.get("openmmtorch")
+    return openmmtorch is not None and bool(openmmtorch.TorchForce.isinstance(force))
 
 
 def _mentioned(text: str) -> bool:

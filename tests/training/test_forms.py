@@ -114,7 +114,8 @@ def test_a_learning_rate_far_too_high_leaves_finite_weights(tmp_path):
 def test_presets_of_the_thesis(request, name, channels):
     config = read_config(request.config.rootpath / "training" / "configs" / f"thesis-{name}.yaml")
     assert isinstance(config.network, ReferenceConfig)
-    assert (config.network.channels, config.network.num_heads, config.network.num_layers) == (channels, 8, 3)
+    assert (config.network.head_channels, config.network.num_heads, config.network.num_layers) == (channels, 8, 3)
+    assert set(config.network.channels) == {8}
     assert (config.network.parity, config.network.embedding) == ("all", "one-hot")
     assert config.optimizer.schedule == "steps"
     build_network(config.network, (1, 6, 7, 8))
