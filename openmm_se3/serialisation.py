@@ -1,5 +1,6 @@
 """Read and copy a System with a TorchForce in it where openmm-torch itself would crash the process."""
 
+import sys
 from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any
