@@ -29,7 +29,7 @@ def _kernel_table(attention: EquivariantAttention, basis: BesselBasis, n_interva
     def psi(distance: Tensor) -> Tensor:
         return radial(basis(distance).view(1, len(distance), -1)).reshape(len(distance), -1)
 
-    return SplineTable(spline_table(psi, basis.cutoff, n_intervals))
+    return SplineTable(*spline_table(psi, basis.cutoff, n_intervals))
 
 
 class ChannelSoftmax(nn.Module):

@@ -38,7 +38,8 @@ class TabulatedRepulsion(nn.Module):
                 return torch.stack(repulsion.pair(first, second, x / inverse_range), dim=1)
 
             tables.append(spline_table(scaled, 1.0, N_INTERVALS))
-        self.table = SplineTable(torch.cat(tables))
+        rows, residues = zip(*tables, strict=True)
+        self.table = SplineTable(torch.cat(rows), torch.cat(residues))
 
     def evaluate(
         self, species: Tensor, neighbors: Tensor, distance: Tensor, direction: Tensor, mask: Tensor, with_slope: bool

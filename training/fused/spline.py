@@ -7,6 +7,10 @@ On nodes r_m = m h with values y_m and slopes d_m / h, a function is, with r = (
 The slopes are those that make the second derivative continuous. The differences of values are stored, not formed: the derivative
 of s has no y in it, so float32 keeps its full precision there, which the differences of B-spline coefficients would lose. The
 gradient is that of the table itself: the forces of a tabulated energy are exact.
+
+A table is float32 in an exported file. Rounded apart, y_m plus its difference is not y_{m+1}, and s jumps from one interval to the next by
+1e-8 of its size. Float32 arithmetic does not see that, but finite differences in float64 do, divided by their step. So a table comes with
+residues: what each rounded y_m lacks of the value that the rounded differences lead to. In float64 they are added, and s is continuous.
 """
 
 from collections.abc import Callable
@@ -17,7 +21,7 @@ from scipy.linalg import solve_banded
 from torch import Tensor, nn
 
 
-def spline_table(function: Callable[[Tensor], Tensor], end: float, n_intervals: int) -> Tensor:
+def spline_table(function: Callable[[Tensor], Tensor], end: float, n_intervals: int) -> tuple[Tensor, Tensor]:
     """Table of the spline with the values of `function` at all nodes and its slope at the first and the last.
 
     Parameters
@@ -31,8 +35,9 @@ def spline_table(function: Callable[[Tensor], Tensor], end: float, n_intervals: 
 
     Returns
     -------
-    Tensor
-        ``(3 * (n_intervals + 1), n_functions)`` float64: y, the difference to the next y, and d, of every node.
+    tuple of Tensor
+        ``(3 * (n_intervals + 1), n_functions)``: y, the difference to the next y, and d, of every node; and ``(n_intervals + 1,
+        n_functions)``, the residue of each y. Numbers of float32, in float64.
     """
     h = end / n_intervals
     nodes = torch.linspace(0.0, end, n_intervals + 1, dtype=torch.float64)
@@ -46,7 +51,11 @@ def spline_table(function: Callable[[Tensor], Tensor], end: float, n_intervals: 
     right[1:-1] = 3.0 * (y[2:] - y[:-2])
     slopes = solve_banded((1, 1), bands, right)
     steps = np.diff(y, axis=0, append=y[-1:])
-    return torch.from_numpy(np.stack([y, steps, slopes], axis=1).reshape(-1, y.shape[1]))
+    rows = np.stack([y, steps, slopes], axis=1).astype(np.float32).astype(np.float64)
+    # From the far end, where an envelope has made the functions exactly zero.
+    continuous = np.concatenate([y[-1:] - np.cumsum(rows[-2::-1, 1], axis=0)[::-1], y[-1:]])
+    residues = (continuous - rows[:, 0]).astype(np.float32).astype(np.float64)
+    return torch.from_numpy(rows.reshape(-1, y.shape[1])), torch.from_numpy(residues)
 
 
 class SplineBasis(nn.Module):
@@ -115,17 +124,23 @@ class SplineTable(nn.Module):
 
     Parameters
     ----------
-    rows : Tensor
-        Of `spline_table`.
+    rows, residues : Tensor
+        Of `spline_table`, or of several of the same length, one after the other.
     """
 
     table: Tensor
+    residues: Tensor
 
-    def __init__(self, rows: Tensor) -> None:
+    def __init__(self, rows: Tensor, residues: Tensor) -> None:
         super().__init__()
         self.register_buffer("table", rows.contiguous())
+        self.register_buffer("residues", residues.contiguous())
 
     def forward(self, rows: Tensor, weights: Tensor, starts: Tensor) -> Tensor:
         """Rows and weights ``(n, m, 4)`` and starts of `SplineBasis` to values, or values and derivatives, ``(n, m, n_functions)``."""
         values, _, _, _ = torch.embedding_bag(self.table, rows.reshape(-1), starts, False, 0, False, weights.reshape(-1))
-        return values.view(weights.shape[0], weights.shape[1], -1)
+        values = values.view(weights.shape[0], weights.shape[1], -1)
+        if values.dtype == torch.float64:
+            node = torch.div(rows.select(1, 0).select(1, 0), 3, rounding_mode="floor")
+            values.select(1, 0).add_(self.residues.index_select(0, node))
+        return values
