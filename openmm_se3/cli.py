@@ -178,6 +178,10 @@ def validate(
     physics: Annotated[bool, typer.Option("--physics", help="Measure the physics instead; writes a report and pictures.")] = False,
     full: Annotated[bool, typer.Option("--full", help="With --physics: long runs and a water box, hours; else under two minutes.")] = False,
     measure: Annotated[list[str] | None, typer.Option(help="With --physics: only this measure; may be given several times.")] = None,
+    molecule: Annotated[
+        list[str] | None,
+        typer.Option(help="With --physics: only this one of the molecules whose forces and dynamics are measured; may be given several times."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="With --physics: directory; by default the model's name + '-physics'.")
     ] = None,
@@ -188,10 +192,10 @@ def validate(
     Fails if a check fails, or if a quantity misses what it must keep.
     """
     if physics:
-        _validate_physics(model, output if output is not None else Path(f"{Path(model).stem}-physics"), full, measure, resume)
+        _validate_physics(model, output if output is not None else Path(f"{Path(model).stem}-physics"), full, measure, molecule, resume)
         return
-    if full or measure or output is not None or resume:
-        raise _fail(ValueError("--full, --measure, --output and --resume go with --physics"))
+    if full or measure or molecule or output is not None or resume:
+        raise _fail(ValueError("--full, --measure, --molecule, --output and --resume go with --physics"))
     from openmm_se3.validation import validate_model
 
     try:
@@ -208,11 +212,19 @@ def validate(
         raise typer.Exit(1)
 
 
-def _validate_physics(model: str, output: Path, full: bool, measures: list[str] | None, resume: bool) -> None:
+def _validate_physics(model: str, output: Path, full: bool, measures: list[str] | None, molecules: list[str] | None, resume: bool) -> None:
+    from dataclasses import replace
+
+    from openmm_se3.physics.molecules import molecule_names
     from openmm_se3.physics.report import missed, report_table
     from openmm_se3.physics.settings import FULL, QUICK
     from openmm_se3.physics.validate import MEASURES, REPORT_FILE, validate_physics
 
+    settings = FULL if full else QUICK
+    if molecules:
+        if unknown := sorted(set(molecules) - set(molecule_names())):
+            raise _fail(ValueError(f"--molecule must be one of {', '.join(molecule_names())}, got {', '.join(unknown)}"))
+        settings = replace(settings, molecules=tuple(dict.fromkeys(molecules)))
     try:
         with Progress(TextColumn("{task.description:14}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bar:
             tasks: dict[str, TaskID] = {}
@@ -222,7 +234,7 @@ def _validate_physics(model: str, output: Path, full: bool, measures: list[str] 
                     tasks[name] = bar.add_task(name, total=1.0)
                 bar.update(tasks[name], completed=share)
 
-            sections = validate_physics(model, output, FULL if full else QUICK, measures or tuple(MEASURES), resume, show)
+            sections = validate_physics(model, output, settings, measures or tuple(MEASURES), resume, show)
     except (ModelFileError, UnsupportedSystemError, FileExistsError, ValueError, ImportError) as error:
         raise _fail(error) from None
     console.print(report_table(sections))

@@ -16,9 +16,8 @@ STEPS_NM = (5e-5, 2e-5, 1e-5, 4e-6, 2e-6, 1e-6)
 def gradient_error(energy: Callable[[np.ndarray], float], force: Callable[[np.ndarray], np.ndarray], positions: np.ndarray) -> float:
     """Relative difference of forces from minus the gradient of the energy by fourth-order central differences.
 
-    Of several steps, each coordinate takes the two neighbouring ones whose derivatives agree best, and of these the smaller. For a function in
-    tables that are rounded to float32 jumps by some 1e-6 kJ/mol from one interval to the next; a stencil that spans such a jump says nothing
-    about the derivative, and no two of these agree.
+    Of several steps, each coordinate takes the two neighbouring ones whose derivatives agree best, and of these the smaller: where the third
+    derivative jumps within the stencil, as at the nodes of a spline, only the smallest steps agree, and elsewhere cancellation spoils them.
 
     Parameters
     ----------

@@ -22,6 +22,13 @@ EDGES_AT_ONCE_GPU = 2_000_000
 #: With more edges than these, the gradient computes the messages again, portion by portion, in place of keeping some 10 kB for each edge.
 EDGES_KEPT_CPU = 1024
 EDGES_KEPT_GPU = 200_000
+#: Portions that the last layer goes there and back with at once: what the atoms do on their own costs less for many, but edges must wait.
+PORTIONS_TURNED = 4
+
+
+def _edges(of_edges: Tensor, start: int, n: int, max_neighbors: int) -> Tensor:
+    """Rows of the edges of `n` receivers from `start` on."""
+    return of_edges.narrow(0, start * max_neighbors, n * max_neighbors)
 
 
 class FusedLayer(nn.Module):
@@ -213,6 +220,7 @@ class FusedTransformer(nn.Module):
         # Tables and merged weights are computed in float64 and rounded once.
         source = copy.deepcopy(network).to(torch.float64)
         self.cutoff = network.cutoff
+        self.portions_turned = PORTIONS_TURNED
         self.geometry = FusedGeometry(network.cutoff)
         self.spline = SplineBasis(network.cutoff, N_INTERVALS)
         layers = [FusedLayer(cast(TransformerLayer, layer), source.basis) for layer in source.layers]
@@ -296,34 +304,39 @@ class FusedTransformer(nn.Module):
         """
         layer = self.last
         scale, both, value, query = layer.before(state)
-        portion = neighbors.shape[0] if layer.keeps(neighbors) else layer.portion(neighbors)
-        edges = portion * neighbors.shape[1]
+        n_atoms, k = neighbors.shape[0], neighbors.shape[1]
+        portion = n_atoms if layer.keeps(neighbors) else layer.portion(neighbors)
+        edges = portion * k
         g_value = torch.zeros_like(value)
         energies: list[Tensor] = []
         forces: list[Tensor] = []
         g_queries: list[Tensor] = []
         g_scalars: list[Tensor] = []
         g_vectors: list[Tensor] = []
-        for s, v, q, j, r, w, a, c, t, b, o in zip(  # noqa: B905 - TorchScript knows no strict=
-            state[0].split(portion),
-            state[1].split(portion),
-            query.split(portion),
-            neighbors.split(portion),
-            spline[0].split(edges),
-            spline[1].split(edges),
-            coupling.split(edges),
-            log_cutoff.split(portion),
-            g_slots.split(edges),
-            g_coupling.split(edges),
-            g_log_cutoff.split(portion),
-        ):
-            starts = spline[2].narrow(0, 0, r.shape[0] * r.shape[1])
-            gathered, alpha, made = layer.attention(q, value, j, (r, w, starts), a, c)
-            middle = layer.add([s, v], gathered)
+        for start in range(0, n_atoms, portion * self.portions_turned):
+            n = min(portion * self.portions_turned, n_atoms - start)
+            q, j, a = query.narrow(0, start, n).split(portion), neighbors.narrow(0, start, n).split(portion), _edges(coupling, start, n, k).split(edges)
+            rows, weights = _edges(spline[0], start, n, k).split(edges), _edges(spline[1], start, n, k).split(edges)
+            c = log_cutoff.narrow(0, start, n).split(portion)
+            gathered: list[Tensor] = []
+            alphas: list[Tensor] = []
+            of_edges: list[list[Tensor]] = []
+            for i in range(len(q)):
+                starts = spline[2].narrow(0, 0, rows[i].shape[0] * rows[i].shape[1])
+                one, alpha, made = layer.attention(q[i], value, j[i], (rows[i], weights[i], starts), a[i], c[i])
+                gathered.append(one)
+                alphas.append(alpha)
+                of_edges.append(made)
+            middle = layer.add([state[0].narrow(0, start, n), state[1].narrow(0, start, n)], torch.cat(gathered))
             after, of_interaction = layer.self_interaction(middle)
             energy, force, of_readout = self.readout(after)
             g = layer.self_interaction.adjoint(middle, of_interaction, self.readout.adjoint(after, of_readout))
-            g_queries.append(layer.attention.adjoint(made, alpha, gathered, q, j, a, layer.add.adjoint(g), g_value, t, b, o))
+            t, b = _edges(g_slots, start, n, k).split(edges), _edges(g_coupling, start, n, k).split(edges)
+            o, g_gathered = g_log_cutoff.narrow(0, start, n).split(portion), layer.add.adjoint(g).split(portion)
+            for i in range(len(q)):
+                g_queries.append(
+                    layer.attention.adjoint(of_edges[i], alphas[i], gathered[i], q[i], j[i], a[i], g_gathered[i], g_value, t[i], b[i], o[i])
+                )
             energies.append(energy)
             forces.append(force)
             g_scalars.append(g[0])

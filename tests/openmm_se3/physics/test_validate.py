@@ -167,6 +167,13 @@ class TestCommandLine:
         assert "butane" in result.output
         assert json.loads((tmp_path / "out" / "report.json").read_text())["model"] == MODEL
 
+    def test_one_molecule(self, tmp_path):
+        result = self.run(MODEL, "--physics", "-o", tmp_path / "out", "--measure", "asymmetry", "--molecule", "water")
+        assert result.exit_code == 0, result.output
+        report = json.loads((tmp_path / "out" / "report.json").read_text())
+        assert report["settings"]["molecules"] == ["water"]
+        assert [q["name"].split(":")[0] for s in report["sections"] for q in s["quantities"]] == ["water"]
+
     def test_a_miss_fails(self, tmp_path):
         model = write_model(Morse(smooth=False), tmp_path / "truncated.pt")
         result = self.run(model, "--physics", "-o", tmp_path / "out", "--measure", "continuity")
@@ -178,6 +185,7 @@ class TestCommandLine:
         [
             (("nothing", "--physics"), "no model 'nothing'"),
             ((MODEL, "--physics", "--measure", "taste"), "no measure 'taste'; there are gradient"),
+            ((MODEL, "--physics", "--molecule", "soup"), "--molecule must be one of water, methane"),
             ((MODEL, "--full"), "go with --physics"),
         ],
     )
