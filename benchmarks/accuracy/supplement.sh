@@ -14,11 +14,12 @@ HOLD="--hold-out $2 --hold-out $3"
 mkdir -p "$OUT"
 
 make() {  # make NAME CALCULATOR ARGUMENTS...
-    local file=$OUT/$1.h5 teacher=$2
+    local file=$OUT/$1.h5 teacher=$2 level="wB97X/6-31G(d)"
+    [ "$teacher" = DFT ] || level="ANI-1x ensemble (8 networks, torchani 2.2.4), a surrogate of wB97X/6-31G(d)"
     shift 2
     [ -f "$file" ] && return
     python -m training label --frames 0 --displacements 0 $HOLD --output "$file" --calculator "benchmarks.accuracy.teachers:$teacher" \
-        --level-of-theory "$teacher" $([ -f "$file.journal" ] && echo --resume) "$@"
+        --level-of-theory "$level" $([ -f "$file.journal" ] && echo --resume) "$@"
 }
 
 # Where the eight networks agree: torsions all the way round, bends, moderate stretches, contacts of small molecules.

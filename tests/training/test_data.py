@@ -128,6 +128,7 @@ def test_files_with_keys_of_their_own_are_packed_together(tmp_path):
     """One file names its labels in its attributes, in the other they are the only ones."""
     with h5py.File(SAMPLE) as sample, h5py.File(tmp_path / "named.h5", "w") as named:
         named.attrs["energy_key"], named.attrs["force_key"] = "mine.energy", "mine.forces"
+        named.attrs["level_of_theory"] = "CCSD(T)/CBS"
         name = next(iter(sample))
         group = named.create_group(name)
         for source, target in (
@@ -143,6 +144,8 @@ def test_files_with_keys_of_their_own_are_packed_together(tmp_path):
     dataset = prepare([SAMPLE, tmp_path / "named.h5", tmp_path / "named.h5"], tmp_path / "packed")
     once = sample_dataset(tmp_path / "once")
     assert len(dataset) == len(once) + 2 * n  # named twice, it weighs twice
+    assert dataset.metadata["sources"] == [SAMPLE.name, "named.h5 (2 times)"]
+    assert dataset.metadata["level_of_theory"] == f"{once.metadata['level_of_theory']}; CCSD(T)/CBS"
     assert dataset.energies[-1] in once.energies
     # What goes on from a model keeps the references that its energies are relative to.
     further = prepare([tmp_path / "named.h5"], tmp_path / "further", self_energies=str(once.directory))

@@ -50,18 +50,28 @@ class ReadReport:
         Reason to number of frames that were left out.
     isolated_atoms : dict
         Atomic number to energy in eV, from frames that declare themselves isolated atoms.
-    level_of_theory : str or None
-        What the file says of its labels.
+    levels_of_theory : list of str
+        What the files say of their labels, each level once, in the order of the files.
     """
 
     skipped: dict[str, int] = field(default_factory=dict)
     isolated_atoms: dict[int, float] = field(default_factory=dict)
-    level_of_theory: str | None = None
+    levels_of_theory: list[str] = field(default_factory=list)
+
+    @property
+    def level_of_theory(self) -> str | None:
+        """All levels in one line; None if no file says anything."""
+        return "; ".join(self.levels_of_theory) or None
 
     def skip(self, reason: str, count: int) -> None:
         """Count `count` frames that are left out for `reason`."""
         if count:
             self.skipped[reason] = self.skipped.get(reason, 0) + int(count)
+
+    def labelled_by(self, level: str | None) -> None:
+        """Add what one file says of its labels, if it says anything."""
+        if level is not None and level not in self.levels_of_theory:
+            self.levels_of_theory.append(level)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for a metadata file."""

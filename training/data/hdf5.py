@@ -138,7 +138,7 @@ def read_ani1x(
     e_factor, f_factor = energy_factor(energy_unit), force_factor(force_unit)
     with _open(path) as file:
         level = file.attrs.get("level_of_theory")
-        report.level_of_theory = level.decode() if isinstance(level, bytes) else level
+        report.labelled_by(level.decode() if isinstance(level, bytes) else level)
         if energy_key == "auto":
             energy_key = _label_key(file, "energy_key", "wb97x_dz.energy")
         if force_key == "auto":

@@ -1,6 +1,7 @@
 """`prepare`: files of quantum chemistry in, one packed data set out."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -184,7 +185,8 @@ def prepare(
         except DataError:
             writer.discard()
             raise
-    extra = {"sources": [p.name for p in inputs], **report.as_dict()}
+    times = Counter(p.name for p in inputs)
+    extra = {"sources": [name if n == 1 else f"{name} ({n} times)" for name, n in times.items()], **report.as_dict()}
     if align_to is not None:
         extra["aligned_to"] = align_to.name
         extra["level_shifts"] = [_described(path, shift) for path, shift in shifts.items()]

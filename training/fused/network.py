@@ -315,8 +315,9 @@ class FusedTransformer(nn.Module):
         g_vectors: list[Tensor] = []
         for start in range(0, n_atoms, portion * self.portions_turned):
             n = min(portion * self.portions_turned, n_atoms - start)
-            q, j, a = query.narrow(0, start, n).split(portion), neighbors.narrow(0, start, n).split(portion), _edges(coupling, start, n, k).split(edges)
+            q, j = query.narrow(0, start, n).split(portion), neighbors.narrow(0, start, n).split(portion)
             rows, weights = _edges(spline[0], start, n, k).split(edges), _edges(spline[1], start, n, k).split(edges)
+            a = _edges(coupling, start, n, k).split(edges)
             c = log_cutoff.narrow(0, start, n).split(portion)
             gathered: list[Tensor] = []
             alphas: list[Tensor] = []
