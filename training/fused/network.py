@@ -22,8 +22,9 @@ EDGES_AT_ONCE_GPU = 2_000_000
 #: With more edges than these, the gradient computes the messages again, portion by portion, in place of keeping some 10 kB for each edge.
 EDGES_KEPT_CPU = 1024
 EDGES_KEPT_GPU = 200_000
-#: Portions that the last layer goes there and back with at once: what the atoms do on their own costs less for many, but edges must wait.
-PORTIONS_TURNED = 4
+#: Portions on a processor that the last layer goes there and back with at once: what atoms do on their own costs less for many, but the edges
+#: wait for it in memory. A portion of a GPU is large enough.
+PORTIONS_TURNED_CPU = 4
 
 
 def _edges(of_edges: Tensor, start: int, n: int, max_neighbors: int) -> Tensor:
@@ -220,7 +221,7 @@ class FusedTransformer(nn.Module):
         # Tables and merged weights are computed in float64 and rounded once.
         source = copy.deepcopy(network).to(torch.float64)
         self.cutoff = network.cutoff
-        self.portions_turned = PORTIONS_TURNED
+        self.portions_turned_cpu = PORTIONS_TURNED_CPU
         self.geometry = FusedGeometry(network.cutoff)
         self.spline = SplineBasis(network.cutoff, N_INTERVALS)
         layers = [FusedLayer(cast(TransformerLayer, layer), source.basis) for layer in source.layers]
@@ -307,14 +308,15 @@ class FusedTransformer(nn.Module):
         n_atoms, k = neighbors.shape[0], neighbors.shape[1]
         portion = n_atoms if layer.keeps(neighbors) else layer.portion(neighbors)
         edges = portion * k
+        turned = portion if neighbors.is_cuda else portion * self.portions_turned_cpu
         g_value = torch.zeros_like(value)
         energies: list[Tensor] = []
         forces: list[Tensor] = []
         g_queries: list[Tensor] = []
         g_scalars: list[Tensor] = []
         g_vectors: list[Tensor] = []
-        for start in range(0, n_atoms, portion * self.portions_turned):
-            n = min(portion * self.portions_turned, n_atoms - start)
+        for start in range(0, n_atoms, turned):
+            n = min(turned, n_atoms - start)
             q, j = query.narrow(0, start, n).split(portion), neighbors.narrow(0, start, n).split(portion)
             rows, weights = _edges(spline[0], start, n, k).split(edges), _edges(spline[1], start, n, k).split(edges)
             a = _edges(coupling, start, n, k).split(edges)
