@@ -186,6 +186,18 @@ class TestHandComputed:
         weights = SmoothSoftmax(1)(torch.tensor([[[1e4], [-1e4]]]), torch.ones(1, 2))
         torch.testing.assert_close(weights.flatten(), torch.tensor([1.0, 0.0]))
 
+    def test_softmax_ignores_large_logits_of_padding(self):
+        layer = SmoothSoftmax(1)
+        neighbours, envelope_of = torch.tensor([[[1.0], [-2.0]]]), torch.tensor([[1.0, 0.5]])
+        logits = torch.cat([neighbours, torch.tensor([[[1e4], [-1e4], [torch.inf]]])], dim=1).requires_grad_(True)
+        weights = layer(logits, torch.cat([envelope_of, torch.zeros(1, 3)], dim=1))
+        torch.testing.assert_close(weights[:, :2], layer(neighbours, envelope_of))
+        assert torch.equal(weights[:, 2:], torch.zeros(1, 3, 1))
+        gradient, sink = torch.autograd.grad(weights.square().sum(), [logits, layer.sink])
+        assert torch.isfinite(gradient).all()
+        assert torch.isfinite(sink).all()
+        assert torch.equal(gradient[:, 2:], torch.zeros(1, 3, 1))
+
     def test_linear_with_identity_weights(self):
         layer = EquivariantLinear((2, 2), (2, 2), bias=False)
         for linear in layer.maps:

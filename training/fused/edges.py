@@ -21,7 +21,7 @@ from training.network.radial import envelope
 ROWS, COLUMNS = 6, 9
 BLOCK = (ROWS - 1) * (COLUMNS - 1)
 #: Logarithm of the envelope on padding and at the cutoff: its exponential is exactly zero beside any finite logit.
-NO_WEIGHT = -1e4
+NO_WEIGHT = -1e30
 SMALLEST_ENVELOPE = 1e-14
 
 

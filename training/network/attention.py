@@ -94,7 +94,8 @@ class SmoothSoftmax(nn.Module):
 
     The envelope c takes a neighbour out of numerator and denominator together; the sink exp(b), one per head, keeps the
     last neighbour's weight from staying 1 until it vanishes, and makes an isolated atom's weights an empty sum, not 0/0.
-    The maximum m only guards against overflow and cancels, so it carries no gradient.
+    The maximum m only guards against overflow and cancels, so it carries no gradient. It is that of the neighbours and the sink: padding, whose
+    logits mean nothing, must not set it, or with large logits all others would vanish beside it and leave 0/0.
 
     Parameters
     ----------
@@ -108,6 +109,7 @@ class SmoothSoftmax(nn.Module):
 
     def forward(self, logits: Tensor, cutoff_weight: Tensor) -> Tensor:
         """Logits ``(n_atoms, max_neighbors, num_heads)`` and c ``(n_atoms, max_neighbors)`` (0 on padding) to weights."""
+        logits = torch.where(cutoff_weight.unsqueeze(-1) > 0, logits, self.sink)
         maximum = torch.maximum(logits.detach().amax(dim=1, keepdim=True), self.sink.detach())
         weights = cutoff_weight.unsqueeze(-1) * torch.exp(logits - maximum)
         return weights / (torch.exp(self.sink - maximum) + weights.sum(1, keepdim=True))
