@@ -2,7 +2,7 @@
 
 import io
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ from ase.data import atomic_numbers as NUMBER_OF_SYMBOL
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from openmm_se3.errors import ModelFileError
-from openmm_se3.model_file import load_model, read_attachment
+from openmm_se3.model_file import ModelMetadata, load_model, read_attachment
 from training.config import ConfigError, FitConfig, parse_config
 from training.data.frames import DataError
 from training.network import AnyNetwork, AnyNetworkConfig, build_network
+from training.units import ANGSTROM_PER_NM, KJ_PER_MOL_PER_EV
 
 #: Inside an exported file: configuration and weights of the network as it was trained, from which a new run can start.
 NETWORK_FILE = "network.ckpt"
@@ -98,6 +99,60 @@ def load_checkpoint(path: Path) -> LoadedCheckpoint:
     return LoadedCheckpoint(network.eval().requires_grad_(False), config, ours["data"], int(raw["global_step"]))
 
 
+def attach_network(network: AnyNetwork, config: AnyNetworkConfig) -> bytes:
+    """What an exported file carries as `NETWORK_FILE`: sizes and weights of the network as it was trained."""
+    buffer = io.BytesIO()
+    torch.save({"config": asdict(config), "weights": network.state_dict()}, buffer)
+    return buffer.getvalue()
+
+
+def _attached_network(name_or_path: str) -> tuple[ModelMetadata, dict[str, Any] | None, dict[str, torch.Tensor]]:
+    """Metadata of an exported file, sizes of its network (None in files that do not tell them yet) and weights."""
+    try:
+        metadata = load_model(name_or_path).metadata
+        network = read_attachment(name_or_path, NETWORK_FILE)
+    except ModelFileError as error:
+        raise CheckpointError(str(error)) from None
+    if metadata.n_members > 1:
+        raise CheckpointError(f"{name_or_path} is a committee of {metadata.n_members} networks; give the checkpoint of one of them")
+    if not network:
+        raise CheckpointError(f"{name_or_path} does not carry the network it was exported from; export it again, or give its checkpoint")
+    raw = torch.load(io.BytesIO(network), map_location="cpu", weights_only=True)
+    return (metadata, raw["config"], raw["weights"]) if "weights" in raw else (metadata, None, raw)
+
+
+def load_exported(name_or_path: str) -> LoadedCheckpoint:
+    """Read the trained network back from an exported file, as if from its checkpoint.
+
+    Parameters
+    ----------
+    name_or_path : str
+        Exported file, or name of a released model.
+
+    Returns
+    -------
+    LoadedCheckpoint
+        Its configuration holds the network alone, its data what the file tells of them.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is none, is a committee, or lacks the network or its sizes.
+    """
+    metadata, sizes, weights = _attached_network(name_or_path)
+    usual = {"elements": metadata.elements, "cutoff": metadata.cutoff_nm * ANGSTROM_PER_NM, "num_layers": metadata.n_layers}
+    config = parse_config({"data": "of an exported file", "network": usual if sizes is None else sizes}, name_or_path)
+    network = build_network(config.network, tuple(NUMBER_OF_SYMBOL[s] for s in config.network.elements))
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError:
+        raise CheckpointError(f"{name_or_path} does not tell the sizes of its network, and they are not the usual ones; give its checkpoint") from None
+    origin = {k: metadata.training_data.get(k) for k in ("sources", "sha256", "split_seed", "split_fractions", "self_energies_origin")}
+    self_energies = {s: e / KJ_PER_MOL_PER_EV for s, e in metadata.self_energies.items()}
+    data = {**origin, "elements": metadata.elements, "self_energies": self_energies, "level_of_theory": metadata.level_of_theory}
+    return LoadedCheckpoint(network.eval().requires_grad_(False), config, data, int(metadata.training_data["steps"]))
+
+
 def initial_weights(name_or_path: str, config: AnyNetworkConfig) -> dict[str, torch.Tensor]:
     """Weights to start a new run from.
 
@@ -126,20 +181,10 @@ def initial_weights(name_or_path: str, config: AnyNetworkConfig) -> dict[str, to
         elements, state = loaded.config.network.elements, loaded.network.state_dict()
     else:
         try:
-            metadata = load_model(name_or_path).metadata
-            elements = tuple(metadata.elements)
-            network = read_attachment(name_or_path, NETWORK_FILE)
-        except ModelFileError as error:
+            metadata, _, state = _attached_network(name_or_path)
+        except CheckpointError as error:
             raise CheckpointError(f"initial_model: {error}") from None
-        if metadata.n_members > 1:
-            raise CheckpointError(
-                f"initial_model: {name_or_path} is a committee of {metadata.n_members} networks; give the checkpoint of one of them"
-            )
-        if not network:
-            raise CheckpointError(
-                f"initial_model: {name_or_path} does not carry the network it was exported from; export it again, or give its checkpoint"
-            )
-        state = torch.load(io.BytesIO(network), map_location="cpu", weights_only=True)
+        elements = tuple(metadata.elements)
     if elements != config.elements:
         raise ConfigError(f"initial_model: {name_or_path} knows the elements {elements}, the configuration has {config.elements}; make them equal")
     expected = build_network(config, tuple(NUMBER_OF_SYMBOL[s] for s in config.elements)).state_dict()

@@ -1,6 +1,5 @@
 """`export`: a checkpoint, or those of a committee, in; one TorchScript file that keeps the contract out."""
 
-import io
 import os
 import subprocess
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from openmm_se3.model_file import (
     weights_sha256,
 )
 from openmm_se3.validation import Check, validate_model
-from training.checkpoint import NETWORK_FILE, LoadedCheckpoint, load_checkpoint
+from training.checkpoint import NETWORK_FILE, LoadedCheckpoint, attach_network, load_checkpoint, load_exported
 from training.committee import ExportedCommittee
 from training.exported import ExportedModel
 from training.network import ReferenceConfig
@@ -74,7 +73,7 @@ def _code_version() -> str:
 
 
 def _read(checkpoint: Path) -> LoadedCheckpoint:
-    loaded = load_checkpoint(checkpoint)
+    loaded = load_exported(str(checkpoint)) if checkpoint.suffix == ".pt" else load_checkpoint(checkpoint)
     if isinstance(loaded.config.network, ReferenceConfig) and loaded.config.network.parity == "all":
         raise ExportError(
             f"{checkpoint}: with network.parity 'all' energies of mirror images differ, and an exported model promises that they are equal "
@@ -122,7 +121,7 @@ def export(
     ----------
     checkpoints : Path or sequence of Path
         Of `fit`; the averaged weights are exported. Several make a committee: one model, the mean of all, that can also tell how
-        much their forces deviate.
+        much their forces deviate. An exported file will do: it is written anew, as this version writes files.
     output : Path
         File to write; its stem is the model's name.
     level_of_theory : str, optional
@@ -193,9 +192,7 @@ def export(
     text = metadata_to_json(metadata)
     extra: dict[str, str | bytes] = {METADATA_FILE: text, CHECKSUM_FILE: text_sha256(text)}
     if len(members) == 1:
-        network = io.BytesIO()
-        torch.save(networks[0].state_dict(), network)
-        extra[NETWORK_FILE] = network.getvalue()
+        extra[NETWORK_FILE] = attach_network(networks[0], config)
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name("partial-" + output.name)
     try:

@@ -1,14 +1,17 @@
 """Checkpoint to exported file to metrics, and the command line around them."""
 
+import io
 import json
+import zipfile
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from openmm_se3.model_file import load_model
+from openmm_se3.model_file import find_model, load_model
 from tests.training.helpers import KEYS, SAMPLE, sample_dataset, small_config
 from training.__main__ import app
+from training.checkpoint import NETWORK_FILE, CheckpointError, initial_weights, load_exported
 from training.evaluate import evaluate
 from training.export import export
 from training.fit import fit
@@ -19,7 +22,7 @@ def trained(tmp_path_factory):
     """A short run and its exported file."""
     directory = tmp_path_factory.mktemp("trained")
     dataset = sample_dataset(directory)
-    fit(small_config(dataset.directory, max_steps=30), directory / "run", accelerator="cpu")
+    fit(small_config(dataset.directory, max_steps=20), directory / "run", accelerator="cpu")
     checks = export(directory / "run" / "last.ckpt", directory / "model.pt", licence="CC0-1.0")
     assert checks
     assert all(c.passed for c in checks)
@@ -36,6 +39,39 @@ def test_metadata(trained):
     assert metadata.training_data["sources"] == ["ani1x_sample.h5"]
     assert len(metadata.golden) >= 3
     assert any(g.box_vectors_nm is not None for g in metadata.golden)
+
+
+def test_an_exported_file_is_exported_again(trained, tmp_path):
+    again = tmp_path / "again.pt"
+    assert all(c.passed for c in export(trained / "model.pt", again))
+    before, after = load_model(trained / "model.pt").metadata, load_model(again).metadata
+    for same in ("weights_sha256", "training_data", "level_of_theory", "cutoff_nm", "elements", "n_parameters"):
+        assert getattr(after, same) == getattr(before, same), same
+    assert after.self_energies == pytest.approx(before.self_energies, rel=1e-14)
+    config = small_config(trained / "packed").network
+    first, second = initial_weights(str(trained / "model.pt"), config), initial_weights(str(again), config)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_files_that_do_not_tell_the_sizes_of_their_network(tmp_path):
+    """As files were before: weights alone. They are read with the sizes that released models have, or refused."""
+    with zipfile.ZipFile(find_model("se3-ani1x")) as whole:
+        attached = next(name for name in whole.namelist() if name.endswith(NETWORK_FILE))
+        weights = torch.load(io.BytesIO(whole.read(attached)), weights_only=True)["weights"]
+
+        def without_sizes(path, weights):
+            buffer = io.BytesIO()
+            torch.save(weights, buffer)
+            with zipfile.ZipFile(path, "w") as copy:
+                for name in whole.namelist():
+                    copy.writestr(name, buffer.getvalue() if name == attached else whole.read(name))
+            return str(path)
+
+        loaded = load_exported(without_sizes(tmp_path / "usual.pt", weights))
+        assert torch.equal(loaded.network.embedding.weight, weights["embedding.weight"])
+        weights["embedding.weight"] = weights["embedding.weight"][:, :-1].clone()
+        with pytest.raises(CheckpointError, match="does not tell the sizes of its network"):
+            load_exported(without_sizes(tmp_path / "unusual.pt", weights))
 
 
 def test_existing_file_is_kept(trained):
