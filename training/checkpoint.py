@@ -146,7 +146,9 @@ def load_exported(name_or_path: str) -> LoadedCheckpoint:
     try:
         network.load_state_dict(weights)
     except RuntimeError:
-        raise CheckpointError(f"{name_or_path} does not tell the sizes of its network, and they are not the usual ones; give its checkpoint") from None
+        raise CheckpointError(
+            f"{name_or_path} does not tell the sizes of its network, and they are not the usual ones; give its checkpoint"
+        ) from None
     origin = {k: metadata.training_data.get(k) for k in ("sources", "sha256", "split_seed", "split_fractions", "self_energies_origin")}
     self_energies = {s: e / KJ_PER_MOL_PER_EV for s, e in metadata.self_energies.items()}
     data = {**origin, "elements": metadata.elements, "self_energies": self_energies, "level_of_theory": metadata.level_of_theory}
