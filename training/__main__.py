@@ -258,7 +258,9 @@ def _evaluate_folder(model: str, folder: Path, output: Path | None, conservative
 
 @app.command("export")
 def export_command(
-    checkpoints: Annotated[list[Path], typer.Argument(help="Checkpoint of fit; several make a committee, one model that knows its uncertainty.")],
+    checkpoints: Annotated[
+        list[Path], typer.Argument(help="Checkpoint of fit, or exported file; several make a committee, a model that knows its uncertainty.")
+    ],
     output: Annotated[Path, typer.Argument(help="File to write; its stem is the model's name.")],
     level_of_theory: Annotated[str | None, typer.Option(help="Origin of the labels; by default what the data say.")] = None,
     licence: Annotated[str, typer.Option(help="Licence of the weights.")] = "unspecified",

@@ -53,7 +53,7 @@ def spline_table(function: Callable[[Tensor], Tensor], end: float, n_intervals: 
     slopes = solve_banded((1, 1), bands, right)
     steps = np.diff(y, axis=0, append=y[-1:])
     rows = np.stack([y, steps, slopes], axis=1).astype(np.float32).astype(np.float64)
-    # From the far end, where an envelope has made the functions exactly zero.
+    # Added up from the far end, so that what is exactly zero there, as the repulsion is, stays so.
     continuous = np.concatenate([y[-1:] - np.cumsum(rows[-2::-1, 1], axis=0)[::-1], y[-1:]])
     return torch.from_numpy(rows.reshape(-1, y.shape[1])), torch.from_numpy(continuous - rows[:, 0])
 
