@@ -21,6 +21,7 @@ BENCHMARKS = {
     "stability": "benchmarks.stability",
     "equivariance": "benchmarks.equivariance",
     "training-throughput": "benchmarks.training_throughput",
+    "allocator": "benchmarks.allocator",
     "force-matching": "benchmarks.force_matching",
     "diverging-training": "benchmarks.diverging_training",
     "data-scale": "benchmarks.data_scale",

@@ -6,10 +6,12 @@ import sys
 import numpy as np
 import openmm
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from benchmarks.__main__ import BENCHMARKS, app, path_of
 from tests.training.helpers import sample_dataset
+from training.allocator import keep_freed_memory
 
 
 def run(name, *options):
@@ -100,6 +102,20 @@ def test_training_throughput(tmp_path):
         assert record["molecules_per_cpu_second"][mode] > 0
     losses = [s["loss"] for s in record["steps"]["direct"]]
     assert losses[1] < losses[0]  # the same batch twice: it learns
+
+
+def test_allocator(tmp_path):
+    if not keep_freed_memory(False):
+        pytest.skip("the C library is not glibc and has nothing to set")
+    packed = sample_dataset(tmp_path).directory
+    network = {"channels": [8, 4, 2], "hidden_channels": 4, "hidden": 8, "num_heads": 2, "num_layers": 2, "cutoff": 4.0}
+    run_of = {"batch_molecules": 2, "batch_edges": 500}
+    config = tmp_path / "small.yaml"
+    config.write_text(yaml.safe_dump({"data": "elsewhere", "network": network, "run": run_of}))
+    output = run("allocator", packed, config, "--batches", 2, "--output", tmp_path / "allocator.json")
+    assert "small: ratio" in output
+    seconds = stored(tmp_path / "allocator.json")["cpu_seconds"]["small"]
+    assert [len(steps) for steps in seconds.values()] == [2, 2]
 
 
 class TestGpu:

@@ -263,8 +263,10 @@ def export_command(
     ],
     output: Annotated[Path, typer.Argument(help="File to write; its stem is the model's name.")],
     level_of_theory: Annotated[str | None, typer.Option(help="Origin of the labels; by default what the data say.")] = None,
-    licence: Annotated[str, typer.Option(help="Licence of the weights.")] = "unspecified",
-    metrics: Annotated[list[Path] | None, typer.Option(help="metrics.json of evaluate to carry in the file, as NAME=PATH.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Licence of the weights; by default that of the exported file, if it is one.")] = None,
+    metrics: Annotated[
+        list[Path] | None, typer.Option(help="metrics.json of evaluate to carry in the file, as NAME=PATH; by default as for the licence.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
     """Write a TorchScript model file and validate it."""
@@ -277,7 +279,7 @@ def export_command(
             if not path:
                 raise ValueError(f"--metrics must be NAME=PATH, got {item}")
             carried[name] = json.loads(Path(path).read_text())
-        checks = export(checkpoints, output, level_of_theory, licence, metrics=carried, overwrite=overwrite)
+        checks = export(checkpoints, output, level_of_theory, licence, metrics=carried or None, overwrite=overwrite)
     except (*_EXPECTED, ExportError, OSError) as error:
         raise _fail(error) from None
     console.print(f"wrote {output}: {len(checks)} checks passed", highlight=False)

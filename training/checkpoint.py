@@ -2,7 +2,7 @@
 
 import io
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +65,15 @@ class LoadedCheckpoint:
         Metadata of the data it was trained on (elements, self-energies in eV, hash ...).
     step : int
         Optimizer steps.
+    released_with : dict
+        Of an exported file its ``licence``, ``citation`` and ``metrics``; empty for a checkpoint, which has none yet.
     """
 
     network: AnyNetwork
     config: FitConfig
     data: dict[str, Any]
     step: int
+    released_with: dict[str, Any] = field(default_factory=dict)
 
 
 def load_checkpoint(path: Path) -> LoadedCheckpoint:
@@ -152,7 +155,8 @@ def load_exported(name_or_path: str) -> LoadedCheckpoint:
     origin = {k: metadata.training_data.get(k) for k in ("sources", "sha256", "split_seed", "split_fractions", "self_energies_origin")}
     self_energies = {s: e / KJ_PER_MOL_PER_EV for s, e in metadata.self_energies.items()}
     data = {**origin, "elements": metadata.elements, "self_energies": self_energies, "level_of_theory": metadata.level_of_theory}
-    return LoadedCheckpoint(network.eval().requires_grad_(False), config, data, int(metadata.training_data["steps"]))
+    released_with = {"licence": metadata.licence, "citation": metadata.citation, "metrics": metadata.metrics}
+    return LoadedCheckpoint(network.eval().requires_grad_(False), config, data, int(metadata.training_data["steps"]), released_with)
 
 
 def initial_weights(name_or_path: str, config: AnyNetworkConfig) -> dict[str, torch.Tensor]:

@@ -110,8 +110,8 @@ def export(
     checkpoints: Path | Sequence[Path],
     output: Path,
     level_of_theory: str | None = None,
-    licence: str = "unspecified",
-    citation: str = CITATION,
+    licence: str | None = None,
+    citation: str | None = None,
     metrics: dict[str, Any] | None = None,
     overwrite: bool = False,
 ) -> list[Check]:
@@ -126,10 +126,11 @@ def export(
         File to write; its stem is the model's name.
     level_of_theory : str, optional
         Origin of the labels; by default what the training data say.
-    licence, citation : str
-        Terms of use of the weights, and what to cite.
+    licence, citation : str, optional
+        Terms of use of the weights, and what to cite; by default those of the exported file that is written anew, else "unspecified" and
+        `CITATION`. A committee takes neither from its members.
     metrics : dict, optional
-        Errors on held-out data to carry in the file.
+        Errors on held-out data to carry in the file; by default likewise, since the weights are the same.
     overwrite : bool
         Whether an existing file may be replaced.
 
@@ -149,6 +150,7 @@ def export(
     if output.exists() and not overwrite:
         raise FileExistsError(f"{output} exists already; choose another name, or allow overwriting with --overwrite")
     members = _read_committee([checkpoints] if isinstance(checkpoints, Path) else checkpoints)
+    before = members[0].released_with if len(members) == 1 else {}
     config = members[0].config.network
     elements = config.elements
     atomic_numbers = tuple(NUMBER_OF_SYMBOL[s] for s in elements)
@@ -181,12 +183,12 @@ def export(
         level_of_theory=level_of_theory or members[0].data["level_of_theory"] or "unspecified",
         weights_sha256=weights_sha256(scripted.state_dict()),
         training_data=_training_data(members[0]) if len(members) == 1 else {"members": [_training_data(m) for m in members]},
-        licence=licence,
-        citation=citation,
+        licence=licence or before.get("licence", "unspecified"),
+        citation=citation or before.get("citation", CITATION),
         code_version=_code_version(),
         torch_version=torch.__version__,
         golden=golden,
-        metrics=metrics or {},
+        metrics=before.get("metrics", {}) if metrics is None else metrics,
         n_members=len(members),
     )
     text = metadata_to_json(metadata)

@@ -92,7 +92,8 @@ class TrainingModule(lightning.LightningModule):
 
     # ---- data
 
-    def _sampler(self, split: str) -> SizeSampler:
+    def sampler(self, split: str) -> SizeSampler:
+        """Batches of a split, as frames, by the sizes and the seed of the run."""
         frames = self.dataset.indices(split)
         if len(frames) == 0:
             raise DataError(f"the {split} split is empty; prepare the data with other fractions or another seed")
@@ -102,12 +103,12 @@ class TrainingModule(lightning.LightningModule):
 
     def train_dataloader(self) -> DataLoader:
         """Endless stream that continues where the checkpoint stood."""
-        stream = _BatchStream(self._sampler("train"), self.collate, self.batches_seen, self.global_rank, self.trainer.world_size)
+        stream = _BatchStream(self.sampler("train"), self.collate, self.batches_seen, self.global_rank, self.trainer.world_size)
         return DataLoader(stream, batch_size=None)
 
     def val_dataloader(self) -> DataLoader:
         """All batches of the validation split, smallest molecules first; of a distributed run, this process' share."""
-        batches = self._sampler("validation").epoch(0, shuffle=False)[self.global_rank :: self.trainer.world_size]
+        batches = self.sampler("validation").epoch(0, shuffle=False)[self.global_rank :: self.trainer.world_size]
         return DataLoader(batches, batch_size=None, collate_fn=self.collate)  # type: ignore[arg-type]
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
@@ -119,6 +120,28 @@ class TrainingModule(lightning.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam, as in the thesis."""
         return torch.optim.Adam(self.network.parameters(), lr=self.config.optimizer.learning_rate)
+
+    def differentiate(self, batch: Batch, whole: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Add the gradient of the loss of a batch to that of the weights.
+
+        Parameters
+        ----------
+        batch : Batch
+            Of this process.
+        whole : Tensor, optional
+            Molecules and atoms in the batches of all processes, ``(2,)``, if there are several.
+
+        Returns
+        -------
+        tuple of Tensor
+            Losses ``(n_molecules,)``, energies, direct forces, and conservative forces or None.
+        """
+        if self.conservative:
+            return backward_force_matching(self._forward, self._atomic_energies, batch, self.loss, whole)
+        energies, direct, conservative = predict(self._forward, batch, False, create_graph=False)
+        per_molecule = self.loss.per_molecule(energies, direct, conservative, batch, whole)
+        per_molecule.mean().backward()  # not manual_backward, which would sum the gradients over the processes too
+        return per_molecule, energies, direct, conservative
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One optimizer step, or a counted and reported skip if the loss or the gradient is not finite.
@@ -135,14 +158,7 @@ class TrainingModule(lightning.LightningModule):
         whole = None
         if world_size() > 1:
             whole = sum_over_ranks(torch.tensor([len(batch.energies), len(batch.species)], dtype=torch.float64, device=self.device))
-        energies: Tensor
-        conservative: Tensor | None
-        if self.conservative:
-            per_molecule, energies, direct, conservative = backward_force_matching(self._forward, self._atomic_energies, batch, self.loss, whole)
-        else:
-            energies, direct, conservative = predict(self._forward, batch, False, create_graph=False)
-            per_molecule = self.loss.per_molecule(energies, direct, conservative, batch, whole)
-            per_molecule.mean().backward()  # not manual_backward, which would sum the gradients over the processes too
+        per_molecule, energies, direct, conservative = self.differentiate(batch, whole)
         loss = sum_over_ranks(per_molecule.detach().mean())
         finite_here = sum_gradients(self.network.parameters())
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.optimizer.gradient_clip)

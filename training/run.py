@@ -8,10 +8,12 @@ from typing import Any, TypeVar
 
 import lightning
 import yaml
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from pydantic import BaseModel
 
+from training.allocator import keep_freed_memory
 from training.checkpoint import CheckpointError, SafeCheckpointIO
 from training.config import ConfigError
 
@@ -128,6 +130,8 @@ def train(
         inference_mode=False,
         **hardware,
     )
+    if isinstance(trainer.accelerator, CPUAccelerator):
+        keep_freed_memory()
     last = output / LAST
     trainer.fit(module, ckpt_path=str(last) if resume and last.exists() else None, weights_only=True)
     trainer.save_checkpoint(last)

@@ -15,7 +15,7 @@ from openmm_se3.physics.equipartition import measure_equipartition
 from openmm_se3.physics.gradient import measure_gradient
 from openmm_se3.physics.heating import measure_heating
 from openmm_se3.physics.loop_work import measure_loop_work
-from openmm_se3.physics.molecules import starting_structure
+from openmm_se3.physics.molecules import molecule_names, starting_structure
 from openmm_se3.physics.plot import plot_section
 from openmm_se3.physics.report import Quantity, Section, read_report, write_report
 from openmm_se3.physics.settings import PhysicsSettings
@@ -78,13 +78,15 @@ def validate_physics(
     FileExistsError
         If `output` is not empty and `resume` is False.
     ValueError
-        For an unknown measure, or if `output` is of another model or other settings.
+        For an unknown measure or molecule, or if `output` is of another model or other settings.
     ModelFileError
         If the model cannot be opened.
     """
     unknown = sorted(set(measures) - set(MEASURES))
     if unknown:
         raise ValueError(f"no measure {', '.join(map(repr, unknown))}; there are {', '.join(MEASURES)}")
+    if unknown := sorted(set(settings.molecules) - set(molecule_names())):
+        raise ValueError(f"no molecule {', '.join(map(repr, unknown))}; there are {', '.join(molecule_names())}")
     path = find_model(model)
     subject = Subject(model if str(model) in available_models() else path.resolve())
     head = {

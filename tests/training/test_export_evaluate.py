@@ -43,13 +43,16 @@ def test_metadata(trained):
 
 def test_an_exported_file_is_exported_again(trained, tmp_path):
     again = tmp_path / "again.pt"
-    assert all(c.passed for c in export(trained / "model.pt", again))
-    before, after = load_model(trained / "model.pt").metadata, load_model(again).metadata
+    metrics = {"test": {"force_rmse_mev_per_angstrom": 50.0}}
+    export(trained / "run" / "last.ckpt", first_file := tmp_path / "first.pt", licence="CC0-1.0", citation="Someone (2026)", metrics=metrics)
+    assert all(c.passed for c in export(first_file, again))
+    before, after = load_model(first_file).metadata, load_model(again).metadata
+    assert (after.licence, after.citation, after.metrics) == ("CC0-1.0", "Someone (2026)", metrics)
     for same in ("weights_sha256", "training_data", "level_of_theory", "cutoff_nm", "elements", "n_parameters"):
         assert getattr(after, same) == getattr(before, same), same
     assert after.self_energies == pytest.approx(before.self_energies, rel=1e-14)
     config = small_config(trained / "packed").network
-    first, second = initial_weights(str(trained / "model.pt"), config), initial_weights(str(again), config)
+    first, second = initial_weights(str(first_file), config), initial_weights(str(again), config)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 

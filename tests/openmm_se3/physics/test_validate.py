@@ -185,7 +185,7 @@ class TestCommandLine:
         [
             (("nothing", "--physics"), "no model 'nothing'"),
             ((MODEL, "--physics", "--measure", "taste"), "no measure 'taste'; there are gradient"),
-            ((MODEL, "--physics", "--molecule", "soup"), "--molecule must be one of water, methane"),
+            ((MODEL, "--physics", "--molecule", "soup"), "no molecule 'soup'; there are water, methane"),
             ((MODEL, "--full"), "go with --physics"),
         ],
     )
