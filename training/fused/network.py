@@ -32,6 +32,11 @@ def _edges(of_edges: Tensor, start: int, n: int, max_neighbors: int) -> Tensor:
     return of_edges.narrow(0, start * max_neighbors, n * max_neighbors)
 
 
+def _joined(portions: list[Tensor]) -> Tensor:
+    """All atoms again; a molecule is a single portion, and nothing is copied."""
+    return portions[0] if len(portions) == 1 else torch.cat(portions)
+
+
 class FusedLayer(nn.Module):
     """One layer: norm, attention, residual sum, norm, self-interaction, residual sum.
 
@@ -330,7 +335,7 @@ class FusedTransformer(nn.Module):
                 gathered.append(one)
                 alphas.append(alpha)
                 of_edges.append(made)
-            middle = layer.add([state[0].narrow(0, start, n), state[1].narrow(0, start, n)], torch.cat(gathered))
+            middle = layer.add([state[0].narrow(0, start, n), state[1].narrow(0, start, n)], _joined(gathered))
             after, of_interaction = layer.self_interaction(middle)
             energy, force, of_readout = self.readout(after)
             g = layer.self_interaction.adjoint(middle, of_interaction, self.readout.adjoint(after, of_readout))
@@ -344,5 +349,5 @@ class FusedTransformer(nn.Module):
             forces.append(force)
             g_scalars.append(g[0])
             g_vectors.append(g[1])
-        g = layer.before_adjoint(state, scale, both, g_value, torch.cat(g_queries), [torch.cat(g_scalars), torch.cat(g_vectors)])
-        return torch.cat(energies), torch.cat(forces), g
+        g = layer.before_adjoint(state, scale, both, g_value, _joined(g_queries), [_joined(g_scalars), _joined(g_vectors)])
+        return _joined(energies), _joined(forces), g
