@@ -55,8 +55,15 @@ class LossConfig(_Section):
 
 
 class OptimizerConfig(_Section):
-    """Adam, its learning-rate schedule and the clipping of the gradient norm."""
+    """Optimizer, learning-rate schedule and clipping of the gradient norm.
 
+    Attributes
+    ----------
+    kind : str
+        ``adam``, or ``muon``, which takes Adam for what are no matrices; see `training.optimizer`.
+    """
+
+    kind: Literal["adam", "muon"] = "adam"
     learning_rate: PositiveFloat = 1e-3
     schedule: Literal["warmup-cosine", "steps"] = "warmup-cosine"
     warmup_steps: int = Field(default=500, ge=0)

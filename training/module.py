@@ -1,7 +1,6 @@
 """The training step as a LightningModule: one optimizer step, its schedule, weight averaging and its guard."""
 
 import itertools
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, IterableDataset
 
-from training.config import FitConfig, OptimizerConfig
+from training.config import FitConfig
 from training.data.batches import Batch, Collator, SizeSampler
 from training.data.frames import DataError
 from training.data.packed import PackedDataset
@@ -22,20 +21,7 @@ from training.force_matching import backward_force_matching, positions_only
 from training.guard import BatchGuard
 from training.loss import EnergyForceLoss, ErrorSums, predict
 from training.network import build_network
-
-
-def learning_rate(step: int, config: OptimizerConfig, max_steps: int) -> float:
-    """Learning rate at an optimizer step: a pure function, so that a resumed run needs no scheduler state.
-
-    ``steps``: multiplied by `drop` at each milestone (Figs. 3.2 and 3.3 of the thesis). ``warmup-cosine``: linear rise, then
-    half a cosine down to `final_fraction`.
-    """
-    if config.schedule == "steps":
-        return config.learning_rate * config.drop ** sum(step >= m for m in config.milestones)
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    x = min((step - config.warmup_steps) / max(max_steps - config.warmup_steps, 1), 1.0)
-    return config.learning_rate * (config.final_fraction + (1 - config.final_fraction) * 0.5 * (1 + math.cos(math.pi * x)))
+from training.optimizer import learning_rate, make_optimizer
 
 
 class _BatchStream(IterableDataset):
@@ -118,8 +104,8 @@ class TrainingModule(lightning.LightningModule):
     # ---- training
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam, as in the thesis."""
-        return torch.optim.Adam(self.network.parameters(), lr=self.config.optimizer.learning_rate)
+        """That of the configuration."""
+        return make_optimizer(self.network, self.config.optimizer)
 
     def differentiate(self, batch: Batch, whole: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Add the gradient of the loss of a batch to that of the weights.

@@ -29,7 +29,7 @@ from training.fit import fit
 from training.force_matching import backward_force_matching, positions_only
 from training.guard import NonFiniteTraining
 from training.loss import EnergyForceLoss, huber, predict
-from training.module import TrainingModule, learning_rate
+from training.module import TrainingModule
 from training.network import ReferenceConfig, build_network
 
 ROOT = Path(__file__).parent.parent.parent
@@ -147,12 +147,14 @@ class TestForceMatching:
 
 
 class TestResume:
-    def test_interrupted_and_resumed_equals_uninterrupted(self, tmp_path):
+    @pytest.mark.parametrize("optimizer", ["adam", "muon"])
+    def test_interrupted_and_resumed_equals_uninterrupted(self, tmp_path, optimizer):
         dataset = sample_dataset(tmp_path)
-        fit(small_config(dataset.directory), tmp_path / "whole", accelerator="cpu")
+        config = small_config(dataset.directory)
+        config = config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"kind": optimizer})})
+        fit(config, tmp_path / "whole", accelerator="cpu")
         whole = weights(tmp_path / "whole")
         # The same run, stopped from outside after its checkpoint at step 4.
-        config = small_config(dataset.directory)
         fit(config, tmp_path / "parts", accelerator="cpu")  # makes the files of a finished run ...
         ckpt = _checkpoint_at(config, dataset, tmp_path / "at4", 4)
         os.replace(ckpt, tmp_path / "parts" / "last.ckpt")  # ... of which the last checkpoint is that of step 4
@@ -361,16 +363,6 @@ class TestConfig:
         read_config(path)
 
 
-def test_learning_rate_schedules():
-    cosine = OptimizerConfig(learning_rate=1.0, warmup_steps=10, final_fraction=0.1)
-    assert learning_rate(0, cosine, 110) == pytest.approx(0.1)
-    assert learning_rate(10, cosine, 110) == pytest.approx(1.0)
-    assert learning_rate(60, cosine, 110) == pytest.approx(0.55)
-    assert learning_rate(110, cosine, 110) == pytest.approx(0.1)
-    steps = OptimizerConfig(learning_rate=1.0, schedule="steps", milestones=(5, 8), drop=0.1)
-    assert [learning_rate(s, steps, 10) for s in (0, 4, 5, 8)] == pytest.approx([1.0, 1.0, 0.1, 0.01])
-
-
 class TestAblation:
     def test_variants_are_trained_alike_and_kept(self, tmp_path):
         dataset = sample_dataset(tmp_path)
@@ -401,5 +393,6 @@ class TestAblation:
         with pytest.raises(ConfigError, match=message):
             read_ablation(tmp_path / "ablation.yaml")
 
-    def test_shipped_file(self):
-        assert "as released" in read_ablation(ROOT / "training" / "configs" / "ablation" / "production.yaml")
+    @pytest.mark.parametrize(("name", "variant"), [("production", "as released"), ("fine-tuning", "Muon")])
+    def test_shipped_files(self, name, variant):
+        assert variant in read_ablation(ROOT / "training" / "configs" / "ablation" / f"{name}.yaml")

@@ -18,10 +18,10 @@ from training.checkpoint import CheckpointError
 from training.config import ConfigError, OptimizerConfig, validated
 from training.data.frames import DataError
 from training.guard import BatchGuard
-from training.module import learning_rate
 from training.nbody.data import NBodyBatch, NBodyData, TrainingStream
 from training.nbody.network import NBodyNetworkConfig, NBodyTransformer
 from training.nbody.simulate import N_PARTICLES
+from training.optimizer import learning_rate, make_optimizer
 from training.run import configuration_of_run, train
 
 CHECKPOINT_EVERY, LOG_EVERY = 100, 20
@@ -108,8 +108,8 @@ class NBodyModule(lightning.LightningModule):
         return NBodyBatch(**{f.name: getattr(batch, f.name).to(device) for f in fields(batch)})
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam."""
-        return torch.optim.Adam(self.network.parameters(), lr=self.config.optimizer.learning_rate)
+        """That of the configuration."""
+        return make_optimizer(self.network, self.config.optimizer)
 
     def training_step(self, batch: NBodyBatch, batch_idx: int) -> None:
         """One step on the mean squared error in units of the network's scale, or a counted and reported skip if it is not finite."""
