@@ -61,6 +61,8 @@ class OptimizerConfig(_Section):
     ----------
     kind : str
         ``adam``, or ``muon``, which takes Adam for what are no matrices; see `training.optimizer`.
+    ema_decay : float
+        Of the averaged weights, which are validated and exported; less at first, see `training.averaging`.
     """
 
     kind: Literal["adam", "muon"] = "adam"

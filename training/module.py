@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from ase.data import atomic_numbers as NUMBER_OF_SYMBOL
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, IterableDataset
 
+from training.averaging import averaged
 from training.config import FitConfig
 from training.data.batches import Batch, Collator, SizeSampler
 from training.data.frames import DataError
@@ -61,8 +61,7 @@ class TrainingModule(lightning.LightningModule):
         self.network.force_scale.fill_(force_scale)
         self.loss = EnergyForceLoss(config.loss, energy_scale, force_scale)
         self.conservative = config.loss.conservative_weight > 0 and dataset.forces is not None
-        self.ema = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(config.optimizer.ema_decay))
-        self.ema.requires_grad_(False)
+        self.ema = averaged(self.network, config.optimizer.ema_decay)
         self.collate = Collator(dataset, numbers, config.network.cutoff)
         self.batches_seen = 0
         self.bad_batches: list[dict[str, Any]] = []

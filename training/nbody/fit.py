@@ -10,9 +10,9 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
+from training.averaging import averaged
 from training.callbacks import CsvLog
 from training.checkpoint import CheckpointError
 from training.config import ConfigError, OptimizerConfig, validated
@@ -88,8 +88,7 @@ class NBodyModule(lightning.LightningModule):
         sample = next(iter(TrainingStream(data, 2_000, config.seed)))
         straight = sample.positions + data.time_ahead * sample.velocities
         self.network.scale.fill_(float((sample.targets - straight).square().mean((1, 2)).nanmedian().sqrt()))
-        self.ema = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(config.optimizer.ema_decay))
-        self.ema.requires_grad_(False)
+        self.ema = averaged(self.network, config.optimizer.ema_decay)
         self.batches_seen = 0
         self.bad_batches: list[dict[str, Any]] = []
         self._not_finite = BatchGuard("were not finite")
