@@ -110,10 +110,16 @@ def figures(directories: list[Path], output: Path) -> list[Path]:
     )
     made += _write_table(output / "table_3_2", error_table(runs), caption)
     for run in runs:
-        for quantity in _QUANTITIES:
+        for quantity in trained_quantities(run):
             picture = plot_errors(run, quantity, output / f"{run.name}-{quantity}.png")
             made += [picture] if picture else []
     return made
+
+
+def trained_quantities(run: Run) -> list[str]:
+    """Energies and forces, or energies alone where forces had no weight in the loss."""
+    loss = run.config.loss
+    return list(_QUANTITIES) if loss.force_weight > 0 or loss.conservative_weight > 0 else ["energy"]
 
 
 def energy_statistics(runs: list[Run]) -> list[dict[str, Any]]:
@@ -132,15 +138,10 @@ def error_table(runs: list[Run]) -> list[dict[str, Any]]:
     """Rows of the counterpart of Table 3.2; the best validation is that of the quantity by which `fit` chooses ``best.ckpt``."""
     rows: list[dict[str, Any]] = []
     for run in runs:
-        conservative = run.config.loss.conservative_weight > 0
-        chosen_by = next(
-            (
-                column
-                for column in ("validation_conservative_force_rmse" if conservative else "validation_force_rmse", "validation_energy_rmse")
-                if run.points(column)
-            ),
-            None,
-        )
+        trained = trained_quantities(run)
+        by_forces = "validation_conservative_force_rmse" if run.config.loss.conservative_weight > 0 else "validation_force_rmse"
+        columns = [by_forces, "validation_energy_rmse"] if "force" in trained else ["validation_energy_rmse"]
+        chosen_by = next((column for column in columns if run.points(column)), None)
         best = None if chosen_by is None else min(run.points(chosen_by), key=lambda point: point[1])[0]
         row: dict[str, Any] = {
             "run": run.name,
@@ -149,7 +150,7 @@ def error_table(runs: list[Run]) -> list[dict[str, Any]]:
             "energy weight": run.config.loss.energy_weight,
             "best at step": best,
         }
-        for quantity in _QUANTITIES:
+        for quantity in trained:
             row[f"{quantity}, validation"] = dict(run.points(f"validation_{quantity}_rmse")).get(best) if best is not None else None
             last = run.points(f"train_{quantity}_rmse")[-20:]
             row[f"{quantity}, training"] = sum(v for _, v in last) / len(last) if last else None

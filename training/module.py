@@ -199,7 +199,8 @@ class TrainingModule(lightning.LightningModule):
         errors = ErrorSums()
         errors.add_all(gather_from_ranks(self._errors))
         self.validation_errors = errors.result()
-        key = "conservative_force_rmse" if self.conservative else "force_rmse" if self.dataset.forces is not None else "energy_rmse"
+        direct = self.dataset.forces is not None and self.config.loss.force_weight > 0
+        key = "conservative_force_rmse" if self.conservative else "force_rmse" if direct else "energy_rmse"
         self.log("validation_error", self.validation_errors[key], sync_dist=True)
 
     # ---- checkpoints: plain data only

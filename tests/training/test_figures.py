@@ -11,6 +11,7 @@ from tests.training.helpers import sample_dataset, small_config
 from training.__main__ import app
 from training.callbacks import COLUMNS
 from training.checkpoint import CheckpointError
+from training.config import LossConfig
 from training.figures import PRINTED, error_table, figures, read_run
 from training.fit import fit
 from training.units import KCAL_PER_MOL_PER_EV
@@ -73,6 +74,18 @@ def test_run_of_energies_alone(trained, tmp_path):
     assert "energies-force.png" not in {p.name for p in made}
     row = error_table([read_run(run)])[0]
     assert (row["best at step"], row["energy, validation"], row["force, validation"], row["force, training"]) == (5, 1.5, None, None)
+
+
+def test_run_on_energies_of_data_with_forces(tmp_path):
+    """Where forces have no weight, their errors neither choose the weights nor stand in the table."""
+    config = small_config(sample_dataset(tmp_path).directory, max_steps=2, validate_every=2)
+    config = config.model_copy(update={"loss": LossConfig(energy_weight=1.0, force_weight=0.0)})
+    module = fit(config, tmp_path / "energies", accelerator="cpu")
+    assert float(module.trainer.callback_metrics["validation_error"]) == pytest.approx(module.validation_errors["energy_rmse"])
+    row = error_table([read_run(tmp_path / "energies")])[0]
+    assert row["best at step"] == 2
+    assert [key for key in row if "force" in key] == []
+    assert {p.name for p in figures([tmp_path / "energies"], tmp_path / "out") if p.suffix == ".png"} == {"energies-energy.png"}
 
 
 def test_refusals(trained, tmp_path):
