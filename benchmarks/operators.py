@@ -3,7 +3,7 @@
     python -m benchmarks operators --output operators.json
 
 The modules are frozen and warmed up as TorchForce does it. An operator that another one calls is not counted again. Views, which move no data, are
-told apart, since they cost the interpreter's time but launch nothing.
+told apart, since they cost the interpreter's time but launch nothing; so are conversions and reshapings that find nothing to do.
 """
 
 import argparse
@@ -23,8 +23,18 @@ from benchmarks.records import save, settings_of
 from benchmarks.systems import NAMES, write_structure
 
 WARM_UP = 25  # calls after which TorchScript has specialised on the shapes
-VIEWS = {"view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "transpose", "permute", "t", "expand", "expand_as", "select", "slice", "narrow"}
+VIEWS = {"view", "_unsafe_view", "unsqueeze", "squeeze", "transpose", "permute", "t", "expand", "expand_as", "select", "slice", "narrow"}
 VIEWS |= {"split", "split_with_sizes", "unbind", "detach", "alias", "as_strided", "diagonal", "view_as", "lift_fresh", "_reshape_alias", "chunk"}
+COPIES_AT_NEED = {"to", "contiguous", "reshape", "flatten"}  # mostly they have nothing to do
+
+
+def _moves_no_data(event):
+    name = event.name.removeprefix("aten::")
+    return name in VIEWS or (name in COPIES_AT_NEED and not any(_copies(child) for child in event.cpu_children))
+
+
+def _copies(event):
+    return event.name in ("aten::copy_", "aten::clone", "aten::_to_copy") or any(_copies(child) for child in event.cpu_children)
 
 
 def count(function, device):
@@ -38,14 +48,15 @@ def count(function, device):
             torch.cuda.synchronize()
     events = trace.events()
     names = Counter()
+    views = 0
     for event in events:
         parent = event.cpu_parent
         while parent is not None and not parent.name.startswith("aten::"):
             parent = parent.cpu_parent
         if event.name.startswith("aten::") and parent is None:
             names[event.name.removeprefix("aten::")] += 1
+            views += _moves_no_data(event)
     kernels = sum(e.device_type == DeviceType.CUDA and not e.name.startswith(("Memcpy", "Memset")) for e in events)
-    views = sum(n for name, n in names.items() if name in VIEWS)
     return {
         "operators": sum(names.values()),
         "views": views,

@@ -19,6 +19,8 @@ from training.units import ANGSTROM_PER_NM, KJ_PER_MOL_PER_EV
 
 #: Inside an exported file: configuration and weights of the network as it was trained, from which a new run can start.
 NETWORK_FILE = "network.ckpt"
+#: Of the names of the averaged weights in a checkpoint.
+AVERAGED = "ema.module."
 
 
 class CheckpointError(ValueError):
@@ -93,13 +95,38 @@ def load_checkpoint(path: Path) -> LoadedCheckpoint:
         raise CheckpointError(f"{path}: not a checkpoint of 'python -m training fit' ({error})") from None
     config = parse_config(ours["config"], str(path))
     network = build_network(config.network, tuple(NUMBER_OF_SYMBOL[s] for s in config.network.elements))
-    prefix = "ema.module."
-    state = {k.removeprefix(prefix): v for k, v in raw["state_dict"].items() if k.startswith(prefix)}
+    state = {k.removeprefix(AVERAGED): v for k, v in raw["state_dict"].items() if k.startswith(AVERAGED)}
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
         raise DataError(f"{path}: weights do not fit the network of its own configuration: {error}") from None
     return LoadedCheckpoint(network.eval().requires_grad_(False), config, ours["data"], int(raw["global_step"]))
+
+
+def weights_alone(source: Path, target: Path) -> None:
+    """Write what of a checkpoint another machine has a use for: a third of the size, to evaluate, to export and to start from, not to resume.
+
+    Parameters
+    ----------
+    source : Path
+        Checkpoint of `fit`.
+    target : Path
+        File to write; it has the averaged weights, the configuration and what is known of the data, with names in place of the paths of this machine.
+
+    Raises
+    ------
+    CheckpointError
+        If `source` is none, or `target` cannot be written.
+    """
+    loaded = load_checkpoint(source)
+    start = loaded.config.initial_model
+    names = {"data": Path(loaded.config.data).name, "initial_model": None if start is None else Path(start).stem}
+    raw = {
+        "openmm_se3": {"config": loaded.config.model_copy(update=names).model_dump(mode="json"), "data": loaded.data},
+        "state_dict": {AVERAGED + k: v for k, v in loaded.network.state_dict().items()},
+        "global_step": loaded.step,
+    }
+    SafeCheckpointIO().save_checkpoint(raw, target)
 
 
 def attach_network(network: AnyNetwork, config: AnyNetworkConfig) -> bytes:

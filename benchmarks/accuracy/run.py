@@ -4,7 +4,8 @@
     python -m benchmarks.accuracy.run acac DATA_FOLDER --output runs/acac --from-scratch --seed 1
 
 DATA_FOLDER holds the extended XYZ files under the names that `SETS` below lists, as in the BOTNet data repository. Training starts from
-se3-ani1x, or from random weights with ``--from-scratch``. `results.json` in the output has the errors and the published ones beside.
+se3-ani1x, or from random weights with ``--from-scratch``. `results.json` in the output has the errors and the published ones beside; NAME.pt
+there is the model for simulations, NAME.ckpt its weights alone.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from training.align import ModelReference
-from training.checkpoint import load_checkpoint
+from training.checkpoint import load_checkpoint, weights_alone
 from training.config import FitConfig, read_config
 from training.data.prepare import prepare
 from training.evaluate import evaluate
@@ -163,7 +164,9 @@ def main(argv: list[str] | None = None) -> None:
     else:
         best = stage("finetune", packed, arguments, initial)
     rows = errors(best, which, packed, arguments.folder, arguments.output)
-    model = arguments.output / f"{arguments.set}{'-scratch' if arguments.from_scratch else ''}-seed{arguments.seed}.pt"
+    name = f"{arguments.set}{'-scratch' if arguments.from_scratch else ''}-seed{arguments.seed}"
+    weights_alone(best, arguments.output / f"{name}.ckpt")
+    model = arguments.output / f"{name}.pt"
     if not model.exists():
         export(best, model, level_of_theory=which.level_of_theory, licence="MIT", metrics=rows)
     steps = load_checkpoint(best.with_name(LAST)).step

@@ -13,6 +13,7 @@ from ase.io import write
 
 from benchmarks.accuracy import run
 from tests.training.helpers import KEYS, SAMPLE, SMALL
+from training.checkpoint import load_checkpoint
 
 
 @pytest.fixture
@@ -58,10 +59,11 @@ def test_from_files_to_table_and_again(tiny, capsys, monkeypatch):
     assert {row: found["n_frames"] for row, found in results["rmse"].items()} == {"300 K": round(0.25 * n), "600 K": 3}
     assert all(np.isfinite(value) for found in results["rmse"].values() for value in found.values())
     assert (results["from"], results["steps"]) == (None, 2)
-    before = {p: p.stat().st_mtime_ns for p in (folder / "out").rglob("*.ckpt")}
+    before = {p: p.stat().st_mtime_ns for p in (folder / "out").glob("*/*.ckpt")}
     run.main(command)
-    assert {p: p.stat().st_mtime_ns for p in (folder / "out").rglob("*.ckpt")} == before  # nothing is trained twice
+    assert {p: p.stat().st_mtime_ns for p in (folder / "out").glob("*/*.ckpt")} == before  # nothing is trained twice
     assert exported == [("3bpa-scratch-seed0.pt", "wB97X/6-31G(d)", ["300 K", "600 K"])]
+    assert load_checkpoint(folder / "out" / "3bpa-scratch-seed0.ckpt").step == 2
 
 
 @pytest.mark.parametrize("name", ["finetune", "scratch-1-direct", "scratch-2-conservative"])

@@ -19,7 +19,7 @@ import yaml
 from tests.training.helpers import KEYS, NUMBERS, SAMPLE, sample_dataset, small_config, small_network
 from training.ablate import ablate, read_ablation
 from training.callbacks import read_log
-from training.checkpoint import CheckpointError, SafeCheckpointIO, load_checkpoint
+from training.checkpoint import CheckpointError, SafeCheckpointIO, initial_weights, load_checkpoint, weights_alone
 from training.config import ConfigError, LossConfig, OptimizerConfig, parse_config, read_config
 from training.data.batches import Batch, Collator, assemble
 from training.data.frames import DataError
@@ -51,6 +51,20 @@ def test_run_leaves_everything(tmp_path):
     assert loaded.step == 6
     with pytest.raises(FileExistsError, match="not empty"):
         fit(small_config(dataset.directory), tmp_path / "run")
+
+
+def test_weights_alone_are_enough_to_evaluate_and_go_on(tmp_path):
+    dataset = sample_dataset(tmp_path)
+    fit(small_config(dataset.directory), tmp_path / "run", accelerator="cpu")
+    weights_alone(tmp_path / "run" / "last.ckpt", tmp_path / "alone.ckpt")
+    whole, alone = load_checkpoint(tmp_path / "run" / "last.ckpt"), load_checkpoint(tmp_path / "alone.ckpt")
+    assert (alone.data, alone.step) == (whole.data, whole.step)
+    start = initial_weights(str(tmp_path / "alone.ckpt"), alone.config.network)
+    assert all(torch.equal(start[name], value) for name, value in whole.network.state_dict().items())
+    assert str(tmp_path).encode() not in (tmp_path / "alone.ckpt").read_bytes()  # nobody else has these folders
+    assert (tmp_path / "alone.ckpt").stat().st_size < 0.6 * (tmp_path / "run" / "last.ckpt").stat().st_size
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        weights_alone(dataset.directory / "metadata.json", tmp_path / "none.ckpt")
 
 
 @pytest.mark.parametrize("loss", [{"conservative_weight": 0.0}, {"conservative_weight": 1.0}, {"energy_weight": 1.0, "force_weight": 0.0}])
