@@ -170,7 +170,14 @@ def main(argv: list[str] | None = None) -> None:
     if not model.exists():
         export(best, model, level_of_theory=which.level_of_theory, licence="MIT", metrics=rows)
     steps = load_checkpoint(best.with_name(LAST)).step
-    results = {"set": arguments.set, "from": initial and Path(initial).stem, "seed": arguments.seed, "steps": steps, "rmse": rows, "published": which.published}
+    results = {
+        "set": arguments.set,
+        "from": initial and Path(initial).stem,
+        "seed": arguments.seed,
+        "steps": steps,
+        "rmse": rows,
+        "published": which.published,
+    }
     (arguments.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     Console().print(results_table(arguments.set, rows, which.published))
 

@@ -12,6 +12,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
 from benchmarks.accuracy import run
+from benchmarks.accuracy.without import without
 from tests.training.helpers import KEYS, SAMPLE, SMALL
 from training.checkpoint import load_checkpoint
 
@@ -64,6 +65,22 @@ def test_from_files_to_table_and_again(tiny, capsys, monkeypatch):
     assert {p: p.stat().st_mtime_ns for p in (folder / "out").glob("*/*.ckpt")} == before  # nothing is trained twice
     assert exported == [("3bpa-scratch-seed0.pt", "wB97X/6-31G(d)", ["300 K", "600 K"])]
     assert load_checkpoint(folder / "out" / "3bpa-scratch-seed0.ckpt").step == 2
+
+
+def test_a_copy_without_some_molecules(tmp_path):
+    with h5py.File(SAMPLE) as sample:
+        names = list(sample)
+        expected = {names[0]: len(sample[names[0]]["coordinates"])}
+    assert without(SAMPLE, tmp_path / "less.h5", [names[0]]) == expected
+    with h5py.File(SAMPLE) as sample, h5py.File(tmp_path / "less.h5") as less:
+        assert list(less) == names[1:]
+        assert dict(less.attrs).keys() == dict(sample.attrs).keys()
+        assert all(np.array_equal(less[n]["coordinates"][()], sample[n]["coordinates"][()]) for n in less)
+    with pytest.raises(FileExistsError, match="exists already"):
+        without(SAMPLE, tmp_path / "less.h5", [names[0]])
+    with pytest.raises(ValueError, match="no conformations of C60"):
+        without(SAMPLE, tmp_path / "other.h5", [names[0], "C60"])
+    assert not (tmp_path / "other.h5").exists()
 
 
 @pytest.mark.parametrize("name", ["finetune", "scratch-1-direct", "scratch-2-conservative"])
