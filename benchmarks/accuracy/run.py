@@ -172,7 +172,7 @@ def main(argv: list[str] | None = None) -> None:
     steps = load_checkpoint(best.with_name(LAST)).step
     results = {
         "set": arguments.set,
-        "from": initial and Path(initial).stem,
+        "from": None if initial is None else Path(initial).stem,
         "seed": arguments.seed,
         "steps": steps,
         "rmse": rows,
