@@ -10,8 +10,11 @@ import yaml
 from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
+from rdkit import Chem
+from rdkit.Chem import Descriptors
 
 from benchmarks.accuracy import run
+from benchmarks.accuracy.rings import RING_SYSTEMS, decorated_rings
 from benchmarks.accuracy.without import without
 from tests.training.helpers import KEYS, SAMPLE, SMALL
 from training.checkpoint import load_checkpoint
@@ -86,3 +89,22 @@ def test_a_copy_without_some_molecules(tmp_path):
 @pytest.mark.parametrize("name", ["finetune", "scratch-1-direct", "scratch-2-conservative"])
 def test_configurations_are_valid(name):
     assert run.read_config(run.CONFIGS / f"{name}.yaml").run.batch_molecules == 5
+
+
+class TestRings:
+    def test_small_closed_shell_molecules_of_the_elements_that_the_model_knows(self):
+        for smiles in decorated_rings():
+            molecule = Chem.MolFromSmiles(smiles)
+            assert molecule.GetNumHeavyAtoms() <= 15
+            assert {a.GetSymbol() for a in molecule.GetAtoms()} <= {"C", "N", "O"}
+            assert Chem.GetFormalCharge(molecule) == 0
+            assert Descriptors.NumRadicalElectrons(molecule) == 0
+            assert "." not in smiles
+
+    def test_every_ring_system_comes_bare_and_substituted(self):
+        found = decorated_rings()
+        assert len(set(found)) == len(found) > 3 * len(RING_SYSTEMS)
+        assert {Chem.CanonSmiles(s) for s in RING_SYSTEMS} <= set(found)
+
+    def test_the_seed_decides(self):
+        assert decorated_rings(seed=3) == decorated_rings(seed=3) != decorated_rings(seed=4)

@@ -50,7 +50,6 @@ class JointScale(nn.Module):
     """
 
     weights: Tensor
-    epsilon: Tensor
 
     def __init__(self, norm: EquivariantRMSNorm) -> None:
         super().__init__()
@@ -59,12 +58,12 @@ class JointScale(nn.Module):
         weights = [torch.full((size, 1), 1.0 / (n * size), dtype=norm.gains[0].dtype) for size in sizes]
         self.weight_of_degree = [1.0 / (n * size) for size in sizes]
         self.register_buffer("weights", torch.cat(weights))
-        self.register_buffer("epsilon", torch.tensor([norm.epsilon], dtype=norm.gains[0].dtype))
+        self.epsilon = norm.epsilon
 
     def forward(self, state: list[Tensor]) -> Tensor:
         """State of the norm's degrees to ``(n_atoms, 1, 1)``."""
         flat = torch.cat([f.flatten(1) for f in state], dim=1)
-        return torch.rsqrt(torch.addmm(self.epsilon, flat * flat, self.weights)).unsqueeze(-1)
+        return torch.rsqrt(torch.mm(flat * flat, self.weights) + self.epsilon).unsqueeze(-1)
 
     def adjoint(self, state: list[Tensor], scale: Tensor, product: Tensor, g: list[Tensor]) -> list[Tensor]:
         """What comes through the scale: with y = s f and s = (w . f^2 + epsilon)^(-1/2), ds/df = -s^3 w f.
