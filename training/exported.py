@@ -63,7 +63,7 @@ class ExportedModel(nn.Module):
             displacement = displacement.to(torch.float64)
         # An element that the model does not know, a coordinate that is not finite (it has no neighbours and would look like an isolated
         # atom), on a GPU also a box that is too small: none may ever give a plausible number. Zero times what is not finite is NaN.
-        factor = 0.0 * x.sum() + self.poison_of_number.index_select(0, atomic_numbers).sum() + self.kj_per_mol_per_ev
+        factor = torch.add(self.poison_of_number.index_select(0, atomic_numbers).sum(), x.sum(), alpha=0.0) + self.kj_per_mol_per_ev
         if box is not None:
             factor = torch.where(torch.diagonal(box).amin() >= 2 * self.cutoff_nm, factor, float("nan"))
         return species, displacement * self.angstrom_per_nm, neighbors, mask, factor.to(torch.float64)
