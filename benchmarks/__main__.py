@@ -19,6 +19,7 @@ BENCHMARKS = {
     "gpu": "benchmarks.gpu",
     "kernels": "benchmarks.kernels",
     "stability": "benchmarks.stability",
+    "heating": "benchmarks.heating",
     "equivariance": "benchmarks.equivariance",
     "training-throughput": "benchmarks.training_throughput",
     "allocator": "benchmarks.allocator",

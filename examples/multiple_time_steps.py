@@ -17,6 +17,7 @@ from openmm_se3.structures import read_structure
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--femtoseconds", type=float, default=100)
 parser.add_argument("--inner-steps", type=int, default=4, help="of 0.5 fs, to each correction; even")
+parser.add_argument("--hydrogen-mass", type=float, help="dalton, such as 3, taken from the atoms that hydrogens are bonded to")
 arguments = parser.parse_args()
 
 topology, positions = read_structure(Path(__file__).parent / "ethanol.sdf")
@@ -27,7 +28,7 @@ runs = {
     "mts": MultipleTimeStepIntegrator(0, 0, outer * unit.femtosecond, arguments.inner_steps),
 }
 for forces, integrator in runs.items():
-    system = SE3Potential("se3-ani1x", forces=forces).createSystem(topology, removeCMMotion=False)
+    system = SE3Potential("se3-ani1x", forces=forces).createSystem(topology, removeCMMotion=False, hydrogenMass=arguments.hydrogen_mass)
     simulation = app.Simulation(topology, system, integrator, openmm.Platform.getPlatformByName("Reference"))
     simulation.context.setPositions(positions)
     simulation.step(3)  # TorchScript optimises the model during its first calls

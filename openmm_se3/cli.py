@@ -81,6 +81,9 @@ def simulate(
     temperature: Annotated[float, typer.Option(help="Kelvin; 0 starts at rest.")] = 300.0,
     timestep: Annotated[float, typer.Option(help="Femtoseconds; with --forces mts of the inner steps.")] = 0.5,
     inner_steps: Annotated[int, typer.Option(help="With --forces mts, inner steps to each step: 1 or even.")] = 4,
+    hydrogen_mass: Annotated[
+        float | None, typer.Option(help="Dalton, taken from the atoms that hydrogens are bonded to; slows their vibrations for longer steps.")
+    ] = None,
     friction: Annotated[float, typer.Option(help="Langevin friction, 1/ps.")] = 10.0,
     steps: Annotated[int, typer.Option(help="Steps in all.")] = 20_000,
     report_every: Annotated[int, typer.Option(help="Steps between frames, log lines and checkpoints.")] = 100,
@@ -114,6 +117,7 @@ def simulate(
                 temperature=temperature,
                 timestep_fs=timestep,
                 inner_steps=inner_steps,
+                hydrogen_mass=hydrogen_mass,
                 friction_per_ps=friction,
                 steps=steps,
                 report_every=report_every,

@@ -11,6 +11,7 @@ from openmm import app, unit
 from openmm_se3.binding import FORCE_MODES
 from openmm_se3.errors import UnsupportedSystemError
 from openmm_se3.force import check_box, create_forces, model_atoms
+from openmm_se3.masses import repartition_hydrogen_mass
 from openmm_se3.model_file import ModelMetadata, load_model
 from openmm_se3.replicas import check_batch
 
@@ -166,7 +167,7 @@ class SE3Potential:
             scale_parameters=({INTERPOLATION_PARAMETER: False} if interpolate else {}) | ({scaleParameter: True} if scaleParameter else {}),
         )
 
-    def createSystem(self, topology: app.Topology, removeCMMotion: bool = True, **args: Any) -> openmm.System:
+    def createSystem(self, topology: app.Topology, removeCMMotion: bool = True, hydrogenMass: Any = None, **args: Any) -> openmm.System:
         """Make a System in which the model drives all atoms.
 
         Parameters
@@ -175,6 +176,8 @@ class SE3Potential:
             Elements give the masses; its box, if any, makes the System periodic.
         removeCMMotion : bool
             Whether to add a CMMotionRemover.
+        hydrogenMass : openmm.unit.Quantity or float, optional
+            Mass of hydrogens, dalton if it has no unit, taken from the atoms that they are bonded to in `topology`; by default their own.
         **args
             ``forceGroup``, ``scaleParameter`` and ``batch`` as in `addForces`.
 
@@ -185,8 +188,8 @@ class SE3Potential:
 
         Raises
         ------
-        UnsupportedSystemError
-            As `addForces`.
+        UnsupportedSystemError, ValueError
+            As `addForces` and `openmm_se3.masses.repartition_hydrogen_mass`.
         """
         model_atoms(topology, None, self.metadata)
         system = openmm.System()
@@ -195,6 +198,8 @@ class SE3Potential:
             system.setDefaultPeriodicBoxVectors(*box)
         for atom in topology.atoms():
             system.addParticle(atom.element.mass if atom.element is not None else 0 * unit.dalton)
+        if hydrogenMass is not None:
+            repartition_hydrogen_mass(topology, system, hydrogenMass)
         self.addForces(topology, system, **args)
         if removeCMMotion:
             system.addForce(openmm.CMMotionRemover())

@@ -71,6 +71,8 @@ class SimulationSettings:
     inner_steps : int
         With ``forces="mts"``, steps with direct forces to each correction by the conservative forces, 1 or an even number; one step of
         the run is all of them. Other force modes take one step at a time.
+    hydrogen_mass : float or None
+        Dalton, taken from the atoms that hydrogens are bonded to; None for their own.
     friction_per_ps : float
         Langevin friction. The default couples tightly, because direct forces put heat in (see the model's card).
     steps : int
@@ -95,6 +97,7 @@ class SimulationSettings:
     temperature: float = 300.0
     timestep_fs: float = 0.5
     inner_steps: int = 4
+    hydrogen_mass: float | None = None
     friction_per_ps: float = 10.0
     steps: int = 20_000
     report_every: int = 100
@@ -393,7 +396,7 @@ def _run(
     progress: Callable[[int, int, float, float, float], None] | None,
 ) -> None:
     potential = SE3Potential(settings.model, forces=settings.forces, precision=settings.precision)
-    system = potential.createSystem(topology, removeCMMotion=settings.ensemble == "nvt")
+    system = potential.createSystem(topology, removeCMMotion=settings.ensemble == "nvt", hydrogenMass=settings.hydrogen_mass)
     if settings.pressure_bar is not None:
         _add_barostat(system, topology, settings)
         positions = make_whole(topology, positions)

@@ -80,6 +80,16 @@ def test_endurance(tmp_path):
     assert record["result"]["speed_ratio"] == pytest.approx(record["blocks"][0] / record["blocks"][-1])
 
 
+def test_heating(tmp_path):
+    options = ("--picoseconds", 0.1, "--seeds", 2, "--hydrogen-mass", 1.008, 3, "--output", tmp_path / "heating.json")
+    output = run("heating", "--molecule", "ethanol", *options)
+    own, heavy = stored(tmp_path / "heating.json")["results"]
+    assert heavy["hydrogen_mass"] == 3.0
+    assert own["k_per_ps"] != heavy["k_per_ps"]
+    assert own["mean"] == pytest.approx(np.mean(own["k_per_ps"]))
+    assert f"hydrogen 3 Da: {heavy['mean']:+.4f} +- {heavy['standard_error']:.4f} K/ps" in output
+
+
 def test_memory(tmp_path, monkeypatch):
     from benchmarks import memory
 
