@@ -407,6 +407,6 @@ class TestAblation:
         with pytest.raises(ConfigError, match=message):
             read_ablation(tmp_path / "ablation.yaml")
 
-    @pytest.mark.parametrize(("name", "variant"), [("production", "as released"), ("fine-tuning", "Muon")])
+    @pytest.mark.parametrize(("name", "variant"), [("production", "as released"), ("fine-tuning", "as benchmarked")])
     def test_shipped_files(self, name, variant):
         assert variant in read_ablation(ROOT / "training" / "configs" / "ablation" / f"{name}.yaml")
