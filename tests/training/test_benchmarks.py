@@ -39,7 +39,7 @@ def tiny(tmp_path, monkeypatch):
     for path in run.CONFIGS.glob("scratch-*.yaml"):
         raw = yaml.safe_load(path.read_text())
         raw["network"] = {k: getattr(SMALL, k) for k in SMALL.__dataclass_fields__ if k != "elements"}
-        raw["run"]["compile"] = False  # compiling takes longer than the steps here; test_fit has tests of it
+        raw["run"]["compile"] = False  # compiling takes longer than the steps, and needs a C++ compiler
         (configs / path.name).write_text(yaml.safe_dump(json.loads(json.dumps(raw))))
     monkeypatch.setattr(run, "CONFIGS", configs)
     monkeypatch.setitem(run.SETS, "3bpa", replace(run.SETS["3bpa"], validation=0.25, test=0.25))

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -82,6 +83,19 @@ def test_a_handful_of_molecules_can_be_learned(tmp_path, loss):
     fit(config, tmp_path / "run", accelerator="cpu")
     losses = [float(r["loss"]) for r in read_log(tmp_path / "run" / "log.csv")]
     assert np.mean(losses[-20:]) < 0.5 * np.mean(losses[:5])
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch compiles for a CPU with a C++ compiler, and there is none")
+@pytest.mark.filterwarnings("default")  # torch's own, of the non-leaf tensors that it meets on its way
+def test_compiled_training_takes_the_same_steps(tmp_path):
+    dataset = sample_dataset(tmp_path)
+    config = small_config(dataset.directory, max_steps=2)
+    config = config.model_copy(update={"loss": LossConfig(conservative_weight=1.0), "optimizer": OptimizerConfig(kind="muon", learning_rate=1e-3)})
+    for compiled in (False, True):
+        run = config.run.model_copy(update={"compile": compiled})
+        fit(config.model_copy(update={"run": run}), tmp_path / str(compiled), accelerator="cpu")
+    eager, compiled = ([float(r["loss"]) for r in read_log(tmp_path / c / "log.csv") if r["loss"]] for c in ("False", "True"))
+    assert compiled == pytest.approx(eager, rel=1e-4)
 
 
 def test_energies_alone(tmp_path):
