@@ -166,9 +166,6 @@ def main(argv: list[str] | None = None) -> None:
     rows = errors(best, which, packed, arguments.folder, arguments.output)
     name = f"{arguments.set}{'-scratch' if arguments.from_scratch else ''}-seed{arguments.seed}"
     weights_alone(best, arguments.output / f"{name}.ckpt")
-    model = arguments.output / f"{name}.pt"
-    if not model.exists():
-        export(best, model, level_of_theory=which.level_of_theory, licence="MIT", metrics=rows)
     steps = load_checkpoint(best.with_name(LAST)).step
     results = {
         "set": arguments.set,
@@ -180,6 +177,9 @@ def main(argv: list[str] | None = None) -> None:
     }
     (arguments.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     Console().print(results_table(arguments.set, rows, which.published))
+    model = arguments.output / f"{name}.pt"
+    if not model.exists():
+        export(best, model, level_of_theory=which.level_of_theory, licence="MIT", metrics=rows)
 
 
 if __name__ == "__main__":
