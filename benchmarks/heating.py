@@ -1,6 +1,6 @@
 """Heating at constant energy, over several draws of velocities: of one short run it says little, since the energy wanders.
 
-    python -m benchmarks heating --hydrogen-mass 1.008 3 --seeds 5 --output heating.json
+    python -m benchmarks heating --hydrogen-mass 1.008 3 --seeds 6 --output heating.json
 
 As `openmm-se3 validate --physics --measure heating`: from the minimum, with kinetic energy for 600 K, of which half becomes potential; the rate is
 the slope of the total energy over the degrees of freedom. Printed: each run, then the mean of the runs with its standard error.
@@ -16,7 +16,6 @@ from openmm import unit
 
 from benchmarks.records import save, settings_of
 from benchmarks.stability import bonds_of
-from openmm_se3.masses import repartition_hydrogen_mass
 from openmm_se3.physics.dynamics import run, velocities
 from openmm_se3.physics.heating import SAMPLE_FS, heating_rate, nve_integrator
 from openmm_se3.physics.molecules import molecule_names, topology_of
@@ -24,18 +23,13 @@ from openmm_se3.physics.subject import Subject
 from openmm_se3.potential import FORCE_MODES, SE3Potential
 
 
-def heating(at, model, mode, hydrogen_mass, timestep_fs, inner_steps, picoseconds, seed):
+def heating(potential, topology, at, hydrogen_mass, timestep_fs, inner_steps, picoseconds, seed):
     """K/ps of one run, and whether it reached its end."""
-    topology = topology_of(at.atoms)
-    atoms = list(topology.atoms())
-    for i, j in bonds_of(topology, at.positions_nm):
-        topology.addBond(atoms[i], atoms[j])
-    system = SE3Potential(model, forces=mode).createSystem(topology, removeCMMotion=False)
-    repartition_hydrogen_mass(topology, system, hydrogen_mass)
+    system = potential.createSystem(topology, removeCMMotion=False, hydrogenMass=hydrogen_mass)
     masses = np.array([system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(system.getNumParticles())])
     start = velocities(at.positions_nm, masses, 600.0, seed, internal=True)
-    integrator = nve_integrator(mode, timestep_fs, inner_steps)
-    step = timestep_fs * (inner_steps if mode == "mts" else 1)
+    integrator = nve_integrator(potential.forces, timestep_fs, inner_steps)
+    step = timestep_fs * (inner_steps if potential.forces == "mts" else 1)
     trace = run(system, integrator, at.positions_nm, start, picoseconds, sample_fs=max(SAMPLE_FS, step))
     return heating_rate(trace, len(at.wavenumbers))[0], trace.complete
 
@@ -56,14 +50,18 @@ def main():
     if arguments.seeds < 2:
         parser.error(f"--seeds must be at least 2 for a standard error, got {arguments.seeds}")
     torch.set_num_threads(1)
-    at = Subject(arguments.model).minimum(arguments.molecule)
+    subject = Subject(arguments.model)
+    at = subject.minimum(arguments.molecule)
+    topology = topology_of(at.atoms)
+    atoms = list(topology.atoms())
+    for i, j in bonds_of(topology, at.positions_nm):
+        topology.addBond(atoms[i], atoms[j])
+    potential = SE3Potential(subject.model, forces=arguments.mode)
     results = []
     for mass in arguments.hydrogen_mass:
         rates = []
         for seed in range(1, arguments.seeds + 1):
-            rate, complete = heating(
-                at, arguments.model, arguments.mode, mass, arguments.timestep, arguments.inner_steps, arguments.picoseconds, seed
-            )
+            rate, complete = heating(potential, topology, at, mass, arguments.timestep, arguments.inner_steps, arguments.picoseconds, seed)
             print(f"hydrogen {mass:g} Da, seed {seed}: {rate:+.4f} K/ps{'' if complete else ', blew up'}", flush=True)
             rates.append(rate)
         mean, error = statistics.mean(rates), statistics.stdev(rates) / len(rates) ** 0.5
