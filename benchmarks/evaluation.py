@@ -5,7 +5,7 @@ import warnings
 import torch
 from openmm import app, unit
 
-from openmm_se3.binding import TERMS, bind
+from openmm_se3.binding import bind, terms_of
 from openmm_se3.model_file import load_model
 
 
@@ -26,9 +26,10 @@ def evaluations(model, structure, modes, device="cpu"):
     """
     numbers, positions, box = read(structure, device)
     out = {}
+    opened = load_model(model)
     for mode in modes:
-        for term in TERMS[mode]:
-            bound = bind(load_model(model), term, numbers, range(len(numbers)), len(numbers)).to(device)
+        for term in terms_of(opened, mode):
+            bound = bind(opened, term, numbers, range(len(numbers)), len(numbers)).to(device)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # TorchScript announces its end with every call
                 scripted = torch.jit.script(bound)

@@ -15,12 +15,12 @@ import torch
 from openmm import unit
 
 from benchmarks.records import save, settings_of
-from benchmarks.stability import bonds_of
 from openmm_se3.physics.dynamics import run, velocities
 from openmm_se3.physics.heating import SAMPLE_FS, heating_rate, nve_integrator
-from openmm_se3.physics.molecules import molecule_names, topology_of
+from openmm_se3.physics.molecules import molecule_names
 from openmm_se3.physics.subject import Subject
 from openmm_se3.potential import FORCE_MODES, SE3Potential
+from openmm_se3.structures import topology_of
 
 
 def heating(potential, topology, at, hydrogen_mass, timestep_fs, inner_steps, picoseconds, seed):
@@ -53,9 +53,6 @@ def main():
     subject = Subject(arguments.model)
     at = subject.minimum(arguments.molecule)
     topology = topology_of(at.atoms)
-    atoms = list(topology.atoms())
-    for i, j in bonds_of(topology, at.positions_nm):
-        topology.addBond(atoms[i], atoms[j])
     potential = SE3Potential(subject.model, forces=arguments.mode)
     results = []
     for mass in arguments.hydrogen_mass:

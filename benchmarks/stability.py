@@ -23,16 +23,6 @@ from openmm_se3.structures import read_structure
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def bonds_of(topology, positions):
-    """Pairs closer than 1.25 times the sum of their covalent radii, ``(n_bonds, 2)``, from the geometry itself."""
-    from ase.data import covalent_radii
-
-    radii = np.array([covalent_radii[a.element.atomic_number] for a in topology.atoms()]) / 10
-    distance = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
-    i, j = np.nonzero(np.triu(distance < 1.25 * (radii[:, None] + radii[None]), k=1))
-    return np.stack([i, j], axis=1)
-
-
 def run(name, structure, model, forces, ensemble, temperature, timestep, steps, friction=10.0, every=20, seed=1):
     """One trajectory; returns what was seen of bonds, temperature and energy."""
     topology, positions = read_structure(EXAMPLES / structure)
@@ -47,7 +37,7 @@ def run(name, structure, model, forces, ensemble, temperature, timestep, steps, 
     context.setPositions(positions)
     if temperature > 0:
         context.setVelocitiesToTemperature(temperature * unit.kelvin, seed)
-    pairs = bonds_of(topology, positions)
+    pairs = np.array([(bond.atom1.index, bond.atom2.index) for bond in topology.bonds()])
     start = np.linalg.norm(positions[pairs[:, 0]] - positions[pairs[:, 1]], axis=1)
     lowest, highest = np.full(len(pairs), np.inf), np.zeros(len(pairs))
     kinetic, potential = [], []

@@ -71,6 +71,29 @@ class _Correction(_Bound):
             return energy, self._spread(forces - direct, positions)
 
 
+class _Fast(_Bound):
+    """Energy and conservative forces of the model's fast network."""
+
+    def forward(self, positions: Tensor, box_vectors: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:  # noqa: UP045
+        with torch.no_grad():
+            x = self._select(positions)
+        energy, forces = self.model.fast(x, self.atomic_numbers, box_vectors)
+        with torch.no_grad():
+            return energy, self._spread(forces, positions)
+
+
+class _Slow(_Bound):
+    """What energy and conservative forces of the fast network lack of those of the model."""
+
+    def forward(self, positions: Tensor, box_vectors: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:  # noqa: UP045
+        with torch.no_grad():
+            x = self._select(positions)
+        energy, forces, _ = self.model.conservative_and_direct(x, self.atomic_numbers, box_vectors)
+        fast_energy, fast_forces = self.model.fast(x, self.atomic_numbers, box_vectors)
+        with torch.no_grad():
+            return energy - fast_energy, self._spread(forces - fast_forces, positions)
+
+
 class _AutogradConservative(_Bound):
     """`_Conservative` of a file that has no method for it, as those before the contract had one."""
 
@@ -130,7 +153,7 @@ class Term:
     group_offset : int
         Added to the force group that the user asked for.
     carries_energy : bool
-        Whether its energy is that of the model, not zero.
+        Whether it has an energy, not zero.
     """
 
     name: str
@@ -142,12 +165,39 @@ _DIRECT = Term("direct", 0, True)
 _CONSERVATIVE = Term("conservative", 0, True)
 _INNER = Term("mts, direct", 0, False)
 _CORRECTION = Term("mts, conservative - direct", 1, True)
-_MODULES: dict[Term, type[_Bound]] = {_DIRECT: _Direct, _CONSERVATIVE: _Conservative, _INNER: _Direct, _CORRECTION: _Correction}
+_FAST = Term("mts, fast", 0, True)
+_SLOW = Term("mts, conservative - fast", 1, True)
+_MODULES: dict[Term, type[_Bound]] = {
+    _DIRECT: _Direct,
+    _CONSERVATIVE: _Conservative,
+    _INNER: _Direct,
+    _CORRECTION: _Correction,
+    _FAST: _Fast,
+    _SLOW: _Slow,
+}
 _AUTOGRAD: dict[Term, type[_Bound]] = {_CONSERVATIVE: _AutogradConservative, _CORRECTION: _AutogradCorrection}
 
-#: The forces of each mode. Those of ``"mts"`` sum to the conservative model.
-TERMS: dict[str, tuple[Term, ...]] = {"direct": (_DIRECT,), "conservative": (_CONSERVATIVE,), "mts": (_INNER, _CORRECTION)}
-FORCE_MODES = tuple(TERMS)
+_TERMS: dict[str, tuple[Term, ...]] = {"direct": (_DIRECT,), "conservative": (_CONSERVATIVE,), "mts": (_INNER, _CORRECTION)}
+FORCE_MODES = tuple(_TERMS)
+
+
+def terms_of(model: torch.jit.ScriptModule, mode: str) -> tuple[Term, ...]:
+    """The forces that a mode is made of; those of ``"mts"`` sum to the conservative model.
+
+    Parameters
+    ----------
+    model : ScriptModule
+        What `load_model` returns.
+    mode : str
+        One of `FORCE_MODES`.
+
+    Returns
+    -------
+    tuple of Term
+        One, or for ``"mts"`` two: for the inner steps the conservative forces of the model's fast network, of a model without one its
+        direct forces; and what those lack of the model's conservative forces.
+    """
+    return (_FAST, _SLOW) if mode == "mts" and hasattr(model, "fast") else _TERMS[mode]
 
 
 def bind(model: torch.jit.ScriptModule, term: Term, atomic_numbers: Sequence[int], atoms: Sequence[int], n_particles: int) -> nn.Module:

@@ -10,7 +10,7 @@ import torch
 from openmm import app, unit
 from torch import Tensor
 
-from openmm_se3.binding import TERMS, Term, bind, scale
+from openmm_se3.binding import Term, bind, scale, terms_of
 from openmm_se3.errors import UnsupportedSystemError
 from openmm_se3.installation import MEND, openmmtorch_mismatch
 from openmm_se3.model_file import ModelMetadata
@@ -156,14 +156,14 @@ def create_forces(
     if groups is not None and max(groups) > 0:
         model = torch.jit.script(keep_apart(model, groups, metadata.cutoff_nm))
     scales = scale_parameters or {}
-    terms = TERMS[forces]
+    terms = terms_of(model, forces)
     if not 0 <= force_group <= 31 - terms[-1].group_offset:
         raise ValueError(f"forceGroup must be from 0 to {31 - terms[-1].group_offset} with forces={forces!r}, got {force_group}")
     made = []
     for term in terms:
         force: openmm.Force
         if backend == "PythonForce":
-            force = create_python_force(model, forces, term, atomic_numbers, atoms, periodic, scales, device)
+            force = create_python_force(model, term, atomic_numbers, atoms, periodic, scales, device)
         else:
             force = _create_torch_force(model, term, atomic_numbers, atoms, n_particles, periodic, scales)
         force.setForceGroup(force_group + term.group_offset)

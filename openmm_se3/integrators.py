@@ -10,15 +10,17 @@ from openmm import unit
 class MultipleTimeStepIntegrator(openmm.CustomIntegrator):
     """Reversible multiple time steps (r-RESPA) for the two force groups of ``SE3Potential(forces="mts")``, with Langevin friction or without.
 
-    The direct forces are evaluated `innerSteps` times in one step, what they lack of the conservative forces once. The slow force is
+    The fast forces are evaluated `innerSteps` times in one step, what they lack of the conservative forces once. The slow force is
     applied at the middle of the step, as one kick; the inner steps around it are those of BAOAB, or of velocity Verlet without friction:
 
         [B A O A B] n/2 times,  v += stepSize f_slow / m,  [B A O A B] n/2 times.
 
     So the last force of a step is the first of the next, and OpenMM, which keeps the force that it computed last, does not compute it
     again. ``openmm.mtsintegrator`` kicks with the slow force at both ends and evaluates the fast one n + 1 times, but for platforms that
-    keep the forces of several groups, as CUDA does. Both are symmetric, of second order, and conserve an energy that differs from the
-    total by the square of the step.
+    keep the forces of several groups, as CUDA does. Both are symmetric and of second order. Where the fast forces are the gradient of an energy, as
+    those of a fast network are, they conserve an energy that differs from the total by the square of the step, as long as no vibration is in
+    resonance with the kicks: with four to six kicks in a period the total energy wanders. Bonds to hydrogen have periods of 9 to 11 fs, so
+    with steps of 2 fs make hydrogens heavier (``hydrogenMass=3`` of `SE3Potential.createSystem`), or take steps of 1 fs.
 
     Rigid constraints and virtual sites of a force field around the model are respected. Forces in other groups are not integrated.
 
@@ -33,7 +35,7 @@ class MultipleTimeStepIntegrator(openmm.CustomIntegrator):
     innerSteps : int
         An even number, or 1, which is velocity Verlet (BAOAB with friction) of the conservative model.
     forceGroup : int
-        Group of the direct forces, as given to `SE3Potential.addForces`; the slow force is in the next.
+        Group of the fast forces, as given to `SE3Potential.addForces`; the slow force is in the next.
 
     Raises
     ------
@@ -42,11 +44,12 @@ class MultipleTimeStepIntegrator(openmm.CustomIntegrator):
 
     References
     ----------
-    M. Tuckerman, B. J. Berne, G. J. Martyna, J. Chem. Phys. 97, 1990 (1992); B. Leimkuhler, C. Matthews, Appl. Math. Res. Express 2013, 34.
+    M. Tuckerman, B. J. Berne, G. J. Martyna, J. Chem. Phys. 97, 1990 (1992); B. Leimkuhler, C. Matthews, Appl. Math. Res. Express 2013, 34;
+    of resonance, T. Schlick, M. Mandziuk, R. D. Skeel, K. Srinivas, J. Comput. Phys. 140, 1 (1998).
 
     Examples
     --------
-    >>> system = SE3Potential("se3-ani1x", forces="mts").createSystem(topology)  # doctest: +SKIP
+    >>> system = SE3Potential("se3-ani1x", forces="mts").createSystem(topology, hydrogenMass=3)  # doctest: +SKIP
     >>> integrator = MultipleTimeStepIntegrator(300 * unit.kelvin, 1 / unit.picosecond, 2 * unit.femtosecond, 4)  # doctest: +SKIP
     """
 

@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,9 @@ class ModelMetadata:
         Errors on held-out data, with units in the keys.
     n_members : int
         Networks whose mean the model is; a committee, of two or more, has the method ``deviations`` too.
+    fast_network : dict
+        Of a model with the method ``fast``: cutoff, layers, parameters and training data of the network behind it, under the names above;
+        empty for others.
     """
 
     format_version: int
@@ -108,6 +111,7 @@ class ModelMetadata:
     golden: list[GoldenStructure]
     metrics: dict[str, Any]
     n_members: int = 1
+    fast_network: dict[str, Any] = field(default_factory=dict)
 
 
 def metadata_to_json(metadata: ModelMetadata) -> str:
@@ -141,7 +145,7 @@ def _parse_metadata(text: str, path: Path) -> ModelMetadata:
             f"{path}: model format {version!r}, but this version of openmm-se3 reads {FORMAT_VERSION}; update the package or export again"
         )
     names = {f.name for f in fields(ModelMetadata)}
-    required = {f.name for f in fields(ModelMetadata) if f.default is MISSING}
+    required = {f.name for f in fields(ModelMetadata) if f.default is MISSING and f.default_factory is MISSING}
     missing, unknown = sorted(required - set(raw)), sorted(set(raw) - names)
     if missing or unknown:
         raise ModelFileError(f"{path}: metadata lack {missing} and hold unknown {unknown}; export the model again")
@@ -255,7 +259,8 @@ def load_model(name_or_path: str | Path) -> torch.jit.ScriptModule:
         positions ``(n_atoms, 3)`` in nm to get the energy () in kJ/mol and direct forces ``(n_atoms, 3)`` in kJ/mol/nm;
         ``module.conservative_and_direct(...)`` gives minus the gradient of the energy between the two, but not in files from before there
         was such a method; ``module.energy(...)`` the energy alone, differentiable. Its ``.metadata`` is a `ModelMetadata`. A committee
-        (``metadata.n_members > 1``) also has ``module.deviations(...)``, ``(n_atoms,)`` in kJ/mol/nm.
+        (``metadata.n_members > 1``) also has ``module.deviations(...)``, ``(n_atoms,)`` in kJ/mol/nm; a model with a fast network for
+        multiple time steps ``module.fast(...)``, that network's energy and conservative forces.
 
     Raises
     ------

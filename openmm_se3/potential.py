@@ -32,9 +32,10 @@ class SE3Potential:
         ``"direct"``: the network's own force output, fastest, for thermostatted dynamics; it is not exactly the gradient of an
         energy, so energy drifts without a thermostat. ``"conservative"``: minus the gradient of the energy, for minimisation,
         constant-energy dynamics and free energies. ``"mts"``: two forces that sum to exactly the conservative model, for multiple
-        time steps: group `forceGroup` has the direct forces, with zero energy, and the next group the energy and what the direct
-        forces lack. Drive them with `MultipleTimeStepIntegrator`, or one of ``openmm.mtsintegrator`` with groups ``[(0, n), (1, 1)]``, which
-        evaluates the direct forces n + 1 times a step on a CPU; every other integrator sees the conservative model, at more cost.
+        time steps: group `forceGroup` has the energy and conservative forces of the model's fast network, of a model without one the
+        direct forces and no energy, and the next group what those lack. Drive them with `MultipleTimeStepIntegrator`, or one of
+        ``openmm.mtsintegrator`` with groups ``[(0, n), (1, 1)]``, which evaluates the fast forces n + 1 times a step on a CPU; every
+        other integrator sees the conservative model, at more cost.
         ``LocalEnergyMinimizer`` compares energies along its way, so use it with ``"conservative"`` or ``"mts"``; with direct forces,
         which are no exact gradient, it may stop early (`openmm_se3.simulate.minimize` does not).
     device : str or None
@@ -227,7 +228,7 @@ class SE3Potential:
         -------
         openmm.System
             The mixed System; or what openmm-ml returns with ``returnInfo=True``. With ``forces="mts"`` the classical forces and the
-            direct forces are in group 0 and the correction is in the group after `forceGroup`.
+            fast ones are in group 0 and the slow ones in the group after `forceGroup`.
 
         Raises
         ------

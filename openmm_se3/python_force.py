@@ -9,7 +9,7 @@ import openmm
 import torch
 from openmm import unit
 
-from openmm_se3.binding import TERMS, Term, bind
+from openmm_se3.binding import Term, bind
 from openmm_se3.model_file import module_from_bytes, module_to_bytes
 
 
@@ -21,8 +21,8 @@ class Computation:
     ----------
     archive : bytes
         The TorchScript module in the precision of the System.
-    mode, index : str and int
-        Which of `TERMS`.
+    term : Term
+        Which of its forces.
     atomic_numbers : list of int
         Elements, in the order of the force's particles.
     scale_parameters : list of str
@@ -36,8 +36,7 @@ class Computation:
     """
 
     archive: bytes
-    mode: str
-    index: int
+    term: Term
     atomic_numbers: list[int]
     scale_parameters: list[str]
     periodic: bool
@@ -51,11 +50,10 @@ class Computation:
 
     def __call__(self, state: openmm.State) -> tuple[float, Any]:
         """Energy (kJ/mol) and forces ``(n_atoms, 3)`` (kJ/mol/nm) at the positions of a State."""
-        term = TERMS[self.mode][self.index]
         device = torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if self._bound is None:
             n = len(self.atomic_numbers)
-            self._bound = bind(module_from_bytes(self.archive), term, self.atomic_numbers, range(n), n).to(device)
+            self._bound = bind(module_from_bytes(self.archive), self.term, self.atomic_numbers, range(n), n).to(device)
         positions = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
         x = torch.tensor(positions if self.chosen is None else positions[self.chosen], dtype=torch.float64, device=device)
         box = None
@@ -74,7 +72,6 @@ class Computation:
 
 def create_python_force(
     model: torch.jit.ScriptModule,
-    mode: str,
     term: Term,
     atomic_numbers: Sequence[int],
     atoms: Sequence[int],
@@ -92,8 +89,7 @@ def create_python_force(
     chooses = hasattr(openmm.PythonForce, "setParticles")  # since OpenMM 8.6
     computation = Computation(
         archive=module_to_bytes(model),
-        mode=mode,
-        index=TERMS[mode].index(term),
+        term=term,
         atomic_numbers=list(atomic_numbers),
         scale_parameters=list(scale_parameters),
         periodic=periodic,

@@ -191,7 +191,25 @@ class ApartWithReversePass(Apart):
         return energy, forces.to(positions), self._remove_net_force_and_torque(direct, x).to(positions)
 
 
+class ApartWithFast(ApartWithReversePass):
+    """The same, of a model that has a fast network too."""
+
+    @torch.jit.export
+    def fast(
+        self,
+        positions: Tensor,
+        atomic_numbers: Tensor,
+        box_vectors: Optional[Tensor] = None,  # noqa: UP045
+    ) -> tuple[Tensor, Tensor]:
+        """As that of the model."""
+        energy, forces = self.model.fast(self._place(positions.to(self.group.device)), atomic_numbers, box_vectors)
+        return energy, forces.to(positions)
+
+
 def keep_apart(model: torch.jit.ScriptModule, groups: Sequence[int], cutoff_nm: float) -> Apart:
     """`Apart` of a model, with all that the model has; parameters as there."""
-    module = ApartWithReversePass if hasattr(model, "conservative_and_direct") else Apart
+    if hasattr(model, "fast"):
+        module: type[Apart] = ApartWithFast
+    else:
+        module = ApartWithReversePass if hasattr(model, "conservative_and_direct") else Apart
     return module(model, groups, cutoff_nm).eval()

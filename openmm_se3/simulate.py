@@ -69,7 +69,7 @@ class SimulationSettings:
     timestep_fs : float
         Femtoseconds; with ``forces="mts"`` of the inner steps.
     inner_steps : int
-        With ``forces="mts"``, steps with direct forces to each correction by the conservative forces, 1 or an even number; one step of
+        With ``forces="mts"``, steps with fast forces to each one with what they lack of the conservative forces, 1 or an even number; one step of
         the run is all of them. Other force modes take one step at a time.
     hydrogen_mass : float or None
         Dalton, taken from the atoms that hydrogens are bonded to; None for their own.

@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from openmm import Vec3, app, unit
 from openmm.app.internal.unitcell import reducePeriodicBoxVectors
 
 from openmm_se3.errors import UnsupportedSystemError
+
+if TYPE_CHECKING:
+    from ase import Atoms
 
 SUFFIXES = (".pdb", ".cif", ".sdf", ".xyz")
 
@@ -60,20 +64,12 @@ def read_structure(path: str | Path, box_nm: Sequence[float] | None = None) -> t
 def _read_with_ase(path: Path, box_nm: Sequence[float] | None) -> tuple[app.Topology, np.ndarray]:
     from ase import units
     from ase.io import read
-    from ase.neighborlist import natural_cutoffs, neighbor_list
 
     atoms = read(path, index=0)
     if box_nm is not None:  # before bonds are looked for, which may cross the faces
         atoms.set_cell(np.array(box_nm) * (units.nm / units.Ang))
         atoms.pbc = True
-    topology = app.Topology()
-    residue = topology.addResidue("MOL", topology.addChain())
-    made = [topology.addAtom(f"{s}{i + 1}", app.Element.getBySymbol(s), residue) for i, s in enumerate(atoms.get_chemical_symbols())]
-    # Bonds by distance: the model needs none, but trajectory viewers do. Coordinates that are not finite are refused later.
-    if np.isfinite(atoms.positions).all():
-        for i, j in zip(*neighbor_list("ij", atoms, natural_cutoffs(atoms, mult=1.15)), strict=True):
-            if i < j:
-                topology.addBond(made[i], made[j])
+    topology = topology_of(atoms)
     positions = atoms.positions
     if atoms.pbc.all():
         lower, rotation = atoms.cell.standard_form()
@@ -83,6 +79,33 @@ def _read_with_ase(path: Path, box_nm: Sequence[float] | None) -> tuple[app.Topo
     elif atoms.pbc.any():
         raise ValueError(f"pbc is {atoms.pbc.tolist()}; all directions must be periodic, or none")
     return topology, positions * (units.Ang / units.nm)
+
+
+def topology_of(atoms: "Atoms") -> app.Topology:
+    """Topology of a structure of ASE, in one residue and without its box, with bonds by distance.
+
+    The model needs no bonds, but viewers of trajectories and ``hydrogenMass`` do.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+        Bonds may cross the faces of its cell where that is periodic. With coordinates that are not finite there are none.
+
+    Returns
+    -------
+    openmm.app.Topology
+        Atoms in the same order.
+    """
+    from ase.neighborlist import natural_cutoffs, neighbor_list
+
+    topology = app.Topology()
+    residue = topology.addResidue("MOL", topology.addChain())
+    made = [topology.addAtom(f"{s}{i + 1}", app.Element.getBySymbol(s), residue) for i, s in enumerate(atoms.get_chemical_symbols())]
+    if np.isfinite(atoms.positions).all():
+        for i, j in zip(*neighbor_list("ij", atoms, natural_cutoffs(atoms, mult=1.15)), strict=True):
+            if i < j:
+                topology.addBond(made[i], made[j])
+    return topology
 
 
 def unlikely_molecules(topology: app.Topology, positions: np.ndarray) -> list[str]:

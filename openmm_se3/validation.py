@@ -131,6 +131,8 @@ def validate_model(name_or_path: str | Path, with_openmm: bool = True) -> list[C
         _check_physics(model, x, z, b, AGREEMENT_LIMIT[dtype], add)
         if hasattr(model, "conservative_and_direct"):  # files from before the contract had it are still good
             _check_conservative(model, x, z, b, AGREEMENT_LIMIT[dtype], add)
+        if hasattr(model, "fast"):
+            _check_fast(model, x, z, b, EQUIVARIANCE_LIMIT[dtype], AGREEMENT_LIMIT[dtype], add)
         if metadata.n_members > 1:
             _check_deviations(model, x64, z, EQUIVARIANCE_LIMIT[dtype], add)
         if with_openmm:
@@ -229,6 +231,27 @@ def _check_conservative(model: torch.jit.ScriptModule, x: Tensor, z: Tensor, box
         add(f"energy{name}, with conservative forces or without, kJ/mol", float(worst[0]), limit)
         add(f"direct forces{name}, with conservative forces or without, kJ/mol/nm", float(worst[2]), limit)
     add("one atom: conservative force, kJ/mol/nm", float(model.conservative_and_direct(x[:1], z[:1])[1].abs().max()), 0.0)
+
+
+def _check_fast(model: torch.jit.ScriptModule, x: Tensor, z: Tensor, box: Tensor, limit: float, agreement: float, add: _Add) -> None:
+    """The fast network: form, symmetries, isolated atoms, a large box, forces that are the gradient of its energy."""
+    energy, forces = model.fast(x, z)
+    form = energy.dtype == torch.float64 and energy.dim() == 0 and forces.dtype == x.dtype and forces.shape == x.shape and forces.is_contiguous()
+    add("fast forces: outputs have the wrong dtype, shape or layout", 0.0 if form else 1.0, 0.0)
+    rng = np.random.default_rng(17)
+    rotation = _random_rotation(rng, True).to(x.dtype)
+    turned_energy, turned = model.fast(x @ rotation.T, z)
+    error = max(_relative(turned_energy - energy, energy), _relative(turned @ rotation - forces, forces))
+    add("fast forces under rotation and reflection, relative", error, limit)
+    order = torch.tensor(rng.permutation(len(z)))
+    add("fast forces under permutation, relative", _relative(model.fast(x[order], z[order])[1] - forces[order], forces), limit)
+    add("fast forces: one atom, kJ/mol/nm", float(model.fast(x[:1], z[:1])[1].abs().max()), 0.0)
+    add("fast forces in a large box as without, kJ/mol/nm", float((model.fast(x, z, box)[1] - forces).abs().max()), agreement)
+    if x.dtype == torch.float64:  # float32 has not the digits for a difference
+        step = 1e-6  # nm
+        direction = torch.tensor(rng.normal(size=tuple(x.shape)))
+        slope = (model.fast(x + step * direction, z)[0] - model.fast(x - step * direction, z)[0]) / (2 * step)
+        add("fast forces = -dE/dx by finite differences, relative", _relative(slope + (forces * direction).sum(), forces), 1e-6)
 
 
 def _check_deviations(model: torch.jit.ScriptModule, x: Tensor, z: Tensor, limit: float, add: _Add) -> None:

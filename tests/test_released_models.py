@@ -31,7 +31,7 @@ class TestReleasedModel:
             assert f"{test[key]:.2f}" in card, key
 
     def test_size(self, name):
-        assert find_model(name).stat().st_size < 10e6
+        assert find_model(name).stat().st_size < 12e6
 
 
 def test_there_is_a_default_model():

@@ -268,6 +268,13 @@ def export_command(
         list[Path] | None, typer.Option(help="metrics.json of evaluate to carry in the file, as NAME=PATH; by default as for the licence.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+    fast: Annotated[
+        Path | None,
+        typer.Option(
+            help="Checkpoint or exported file of a cheap network whose conservative forces drive the inner steps of multiple time stepping; by "
+            "default that of the exported file, if it is one and has one."
+        ),
+    ] = None,
 ) -> None:
     """Write a TorchScript model file and validate it."""
     from training.export import ExportError, export
@@ -279,7 +286,7 @@ def export_command(
             if not path:
                 raise ValueError(f"--metrics must be NAME=PATH, got {item}")
             carried[name] = json.loads(Path(path).read_text())
-        checks = export(checkpoints, output, level_of_theory, licence, metrics=carried or None, overwrite=overwrite)
+        checks = export(checkpoints, output, level_of_theory, licence, metrics=carried or None, overwrite=overwrite, fast=fast)
     except (*_EXPECTED, ExportError, OSError) as error:
         raise _fail(error) from None
     console.print(f"wrote {output}: {len(checks)} checks passed", highlight=False)

@@ -19,6 +19,8 @@ from training.units import ANGSTROM_PER_NM, KJ_PER_MOL_PER_EV
 
 #: Inside an exported file: configuration and weights of the network as it was trained, from which a new run can start.
 NETWORK_FILE = "network.ckpt"
+#: The same of the fast network, in files that have one.
+FAST_FILE = "fast.ckpt"
 #: Of the names of the averaged weights in a checkpoint.
 AVERAGED = "ema.module."
 
@@ -69,6 +71,8 @@ class LoadedCheckpoint:
         Optimizer steps.
     released_with : dict
         Of an exported file its ``licence``, ``citation`` and ``metrics``; empty for a checkpoint, which has none yet.
+    fast : LoadedCheckpoint or None
+        The fast network of an exported file that has one.
     """
 
     network: AnyNetwork
@@ -76,6 +80,7 @@ class LoadedCheckpoint:
     data: dict[str, Any]
     step: int
     released_with: dict[str, Any] = field(default_factory=dict)
+    fast: "LoadedCheckpoint | None" = None
 
 
 def load_checkpoint(path: Path) -> LoadedCheckpoint:
@@ -129,10 +134,10 @@ def weights_alone(source: Path, target: Path) -> None:
     SafeCheckpointIO().save_checkpoint(raw, target)
 
 
-def attach_network(network: AnyNetwork, config: AnyNetworkConfig) -> bytes:
-    """What an exported file carries as `NETWORK_FILE`: sizes and weights of the network as it was trained."""
+def attach_network(loaded: LoadedCheckpoint) -> bytes:
+    """What an exported file carries as `NETWORK_FILE` or `FAST_FILE`: sizes and weights of a network as it was trained."""
     buffer = io.BytesIO()
-    torch.save({"config": asdict(config), "weights": network.state_dict()}, buffer)
+    torch.save({"config": asdict(loaded.config.network), "weights": loaded.network.state_dict()}, buffer)
     return buffer.getvalue()
 
 
@@ -147,12 +152,16 @@ def _attached_network(name_or_path: str) -> tuple[ModelMetadata, dict[str, Any] 
         raise CheckpointError(f"{name_or_path} is a committee of {metadata.n_members} networks; give the checkpoint of one of them")
     if not network:
         raise CheckpointError(f"{name_or_path} does not carry the network it was exported from; export it again, or give its checkpoint")
-    raw = torch.load(io.BytesIO(network), map_location="cpu", weights_only=True)
-    return (metadata, raw["config"], raw["weights"]) if "weights" in raw else (metadata, None, raw)
+    return (metadata, *_sizes_and_weights(network))
+
+
+def _sizes_and_weights(attached: bytes) -> tuple[dict[str, Any] | None, dict[str, torch.Tensor]]:
+    raw = torch.load(io.BytesIO(attached), map_location="cpu", weights_only=True)
+    return (raw["config"], raw["weights"]) if "weights" in raw else (None, raw)
 
 
 def load_exported(name_or_path: str) -> LoadedCheckpoint:
-    """Read the trained network back from an exported file, as if from its checkpoint.
+    """Read the trained network, or networks, back from an exported file, as if from its checkpoint.
 
     Parameters
     ----------
@@ -171,19 +180,28 @@ def load_exported(name_or_path: str) -> LoadedCheckpoint:
     """
     metadata, sizes, weights = _attached_network(name_or_path)
     usual = {"elements": metadata.elements, "cutoff": metadata.cutoff_nm * ANGSTROM_PER_NM, "num_layers": metadata.n_layers}
-    config = parse_config({"data": "of an exported file", "network": usual if sizes is None else sizes}, name_or_path)
+    self_energies = {s: e / KJ_PER_MOL_PER_EV for s, e in metadata.self_energies.items()}
+    common = {"elements": metadata.elements, "self_energies": self_energies, "level_of_theory": metadata.level_of_theory}
+    loaded = _rebuilt(name_or_path, usual if sizes is None else sizes, weights, metadata.training_data, common)
+    loaded.released_with = {"licence": metadata.licence, "citation": metadata.citation, "metrics": metadata.metrics}
+    attached = read_attachment(name_or_path, FAST_FILE)
+    if attached:
+        fast_sizes, fast_weights = _sizes_and_weights(attached)
+        loaded.fast = _rebuilt(name_or_path, fast_sizes, fast_weights, metadata.fast_network["training_data"], common)
+    return loaded
+
+
+def _rebuilt(
+    origin: str, sizes: dict[str, Any] | None, weights: dict[str, torch.Tensor], training_data: dict[str, Any], common: dict[str, Any]
+) -> LoadedCheckpoint:
+    config = parse_config({"data": "of an exported file", "network": sizes}, origin)
     network = build_network(config.network, tuple(NUMBER_OF_SYMBOL[s] for s in config.network.elements))
     try:
         network.load_state_dict(weights)
     except RuntimeError:
-        raise CheckpointError(
-            f"{name_or_path} does not tell the sizes of its network, and they are not the usual ones; give its checkpoint"
-        ) from None
-    origin = {k: metadata.training_data.get(k) for k in ("sources", "sha256", "split_seed", "split_fractions", "self_energies_origin")}
-    self_energies = {s: e / KJ_PER_MOL_PER_EV for s, e in metadata.self_energies.items()}
-    data = {**origin, "elements": metadata.elements, "self_energies": self_energies, "level_of_theory": metadata.level_of_theory}
-    released_with = {"licence": metadata.licence, "citation": metadata.citation, "metrics": metadata.metrics}
-    return LoadedCheckpoint(network.eval().requires_grad_(False), config, data, int(metadata.training_data["steps"]), released_with)
+        raise CheckpointError(f"{origin} does not tell the sizes of its network, and they are not the usual ones; give its checkpoint") from None
+    data = {k: training_data.get(k) for k in ("sources", "sha256", "split_seed", "split_fractions", "self_energies_origin")} | common
+    return LoadedCheckpoint(network.eval().requires_grad_(False), config, data, int(training_data["steps"]))
 
 
 def initial_weights(name_or_path: str, config: AnyNetworkConfig) -> dict[str, torch.Tensor]:

@@ -115,8 +115,8 @@ class FitConfig(_Section):
             return network  # it refuses what it cannot build itself
         if len(network.channels) != 3 or min(network.channels) < 1:
             raise ValueError(f"channels must be three positive numbers (degrees 0, 1, 2), got {network.channels}")
-        if network.num_layers < 2:
-            raise ValueError(f"num_layers must be at least 2, got {network.num_layers}")
+        if network.num_layers < 1:
+            raise ValueError(f"num_layers must be at least 1, got {network.num_layers}")
         if network.hidden_channels % network.num_heads:
             raise ValueError(f"hidden_channels ({network.hidden_channels}) must be divisible by num_heads ({network.num_heads})")
         if network.cutoff <= 0:

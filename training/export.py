@@ -24,10 +24,10 @@ from openmm_se3.model_file import (
     weights_sha256,
 )
 from openmm_se3.validation import Check, validate_model
-from training.checkpoint import NETWORK_FILE, LoadedCheckpoint, attach_network, load_checkpoint, load_exported
+from training.checkpoint import FAST_FILE, NETWORK_FILE, LoadedCheckpoint, attach_network, load_checkpoint, load_exported
 from training.committee import ExportedCommittee
-from training.exported import ExportedModel
-from training.network import ReferenceConfig
+from training.exported import ExportedModel, ExportedModelWithFast
+from training.network import AnyNetworkConfig, ReferenceConfig
 from training.units import ANGSTROM_PER_NM, KJ_PER_MOL_PER_EV
 
 CITATION = "B. E. Hedelius, Learning inter-atomic forces with an SE(3)-Transformer, Brigham Young University (2021)"
@@ -102,6 +102,36 @@ def _read_committee(checkpoints: Sequence[Path]) -> list[LoadedCheckpoint]:
     return members
 
 
+def _read_fast(path: Path, model: Path, network: AnyNetworkConfig) -> LoadedCheckpoint:
+    """The fast network of an exported file that has one, else the network of the file itself."""
+    loaded = _read(path)
+    fast = loaded.fast or loaded
+    _check_fits(fast, path, network, model)
+    return fast
+
+
+def _check_fits(fast: LoadedCheckpoint, path: Path, network: AnyNetworkConfig, model: Path) -> None:
+    mine = fast.config.network
+    if mine.elements != network.elements:
+        raise ExportError(
+            f"the fast network must know the elements of the model, in their order: {path} has {mine.elements}, {model} {network.elements}"
+        )
+    if mine.cutoff > network.cutoff:
+        raise ExportError(
+            f"the fast network's cutoff must not exceed the model's, which decides what boxes are large enough: {path} has {mine.cutoff} Angstrom, "
+            f"{model} has {network.cutoff}"
+        )
+
+
+def _sizes(loaded: LoadedCheckpoint) -> dict[str, Any]:
+    network = loaded.config.network
+    return {
+        "cutoff_nm": network.cutoff / ANGSTROM_PER_NM,
+        "n_layers": network.num_layers,
+        "n_parameters": sum(p.numel() for p in loaded.network.parameters()),
+    }
+
+
 def _training_data(loaded: LoadedCheckpoint) -> dict[str, Any]:
     return {k: loaded.data[k] for k in ("sources", "sha256", "split_seed", "split_fractions", "self_energies_origin")} | {"steps": loaded.step}
 
@@ -114,6 +144,7 @@ def export(
     citation: str | None = None,
     metrics: dict[str, Any] | None = None,
     overwrite: bool = False,
+    fast: Path | None = None,
 ) -> list[Check]:
     """Write a model file and validate it with the code that users run.
 
@@ -133,6 +164,9 @@ def export(
         Errors on held-out data to carry in the file; by default likewise, since the weights are the same.
     overwrite : bool
         Whether an existing file may be replaced.
+    fast : Path, optional
+        Checkpoint or exported file of a cheaper network, whose conservative forces are to drive the inner steps of multiple time stepping;
+        of an exported file that carries such a network, that one. By default that of the exported file that is written anew, if it has one.
 
     Returns
     -------
@@ -144,18 +178,29 @@ def export(
     FileExistsError
         If `output` exists and `overwrite` is False.
     ExportError
-        If the network has no mirror symmetry, the members of a committee do not belong together, the scripted module differs from the
-        eager one, or a check fails; `output` is then not written.
+        If the network has no mirror symmetry, the members of a committee do not belong together, the fast network does not fit, the scripted
+        module differs from the eager one, or a check fails; `output` is then not written.
     """
     if output.exists() and not overwrite:
         raise FileExistsError(f"{output} exists already; choose another name, or allow overwriting with --overwrite")
-    members = _read_committee([checkpoints] if isinstance(checkpoints, Path) else checkpoints)
+    paths = [checkpoints] if isinstance(checkpoints, Path) else checkpoints
+    if fast is not None and len(paths) > 1:
+        raise ExportError("a committee has no fast network; export one of its members with it")
+    members = _read_committee(paths)
     before = members[0].released_with if len(members) == 1 else {}
     config = members[0].config.network
     elements = config.elements
     atomic_numbers = tuple(NUMBER_OF_SYMBOL[s] for s in elements)
     networks = [m.network for m in members]
-    model = (ExportedModel(networks[0], atomic_numbers) if len(members) == 1 else ExportedCommittee(networks, atomic_numbers)).eval()
+    inner = members[0].fast if fast is None else _read_fast(fast, paths[0], config)
+    model: ExportedModel
+    if len(members) > 1:
+        model = ExportedCommittee(networks, atomic_numbers)
+    elif inner is not None:
+        model = ExportedModelWithFast(networks[0], inner.network, atomic_numbers)
+    else:
+        model = ExportedModel(networks[0], atomic_numbers)
+    model.eval()
     scripted = torch.jit.script(model)
     model.to(torch.float64)
     scripted.to(torch.float64)
@@ -190,11 +235,14 @@ def export(
         golden=golden,
         metrics=before.get("metrics", {}) if metrics is None else metrics,
         n_members=len(members),
+        fast_network={} if inner is None else _sizes(inner) | {"training_data": _training_data(inner)},
     )
     text = metadata_to_json(metadata)
     extra: dict[str, str | bytes] = {METADATA_FILE: text, CHECKSUM_FILE: text_sha256(text)}
     if len(members) == 1:
-        extra[NETWORK_FILE] = attach_network(networks[0], config)
+        extra[NETWORK_FILE] = attach_network(members[0])
+    if inner is not None:
+        extra[FAST_FILE] = attach_network(inner)
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name("partial-" + output.name)
     try:

@@ -154,3 +154,35 @@ class ExportedModel(nn.Module):
         with torch.no_grad():
             direct = self._direct(forces, factor, x, box_vectors)
         return energy.to(positions.device), direct.to(positions.device).contiguous()
+
+
+class ExportedModelWithFast(ExportedModel):
+    """`ExportedModel` with a second, cheaper network, whose conservative forces drive the inner steps of multiple time stepping.
+
+    The fast forces are minus the gradient of an energy, so each of the two pieces that r-RESPA composes is a Hamiltonian flow, and their
+    product conserves an energy near that of the first network, which direct forces at the inner steps do not. How near the fast
+    forces are to those of the first network bounds the outer step; the sum of both pieces is the first network's whatever they are.
+
+    Parameters
+    ----------
+    network : SE3Transformer or ReferenceTransformer
+        As in `ExportedModel`.
+    fast : SE3Transformer or ReferenceTransformer
+        For the same elements; its cutoff may be shorter.
+    atomic_numbers : sequence of int
+        Elements in the order of the species index of both.
+
+    References
+    ----------
+    M. Tuckerman, B. J. Berne, G. J. Martyna, J. Chem. Phys. 97, 1990 (1992).
+    """
+
+    def __init__(self, network: AnyNetwork, fast: AnyNetwork, atomic_numbers: tuple[int, ...]) -> None:
+        super().__init__(network, atomic_numbers)
+        self.fast_model = ExportedModel(fast, atomic_numbers)
+
+    @torch.jit.export
+    def fast(self, positions: Tensor, atomic_numbers: Tensor, box_vectors: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Energy () float64 kJ/mol and conservative forces ``(n_atoms, 3)`` kJ/mol/nm of the fast network; arguments as in `forward`."""
+        energy, forces, _ = self.fast_model.conservative_and_direct(positions, atomic_numbers, box_vectors)
+        return energy, forces

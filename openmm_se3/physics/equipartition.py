@@ -7,7 +7,6 @@ from openmm import unit
 
 from openmm_se3.integrators import MultipleTimeStepIntegrator
 from openmm_se3.physics.dynamics import Progress, Trace, run, velocities
-from openmm_se3.physics.molecules import topology_of
 from openmm_se3.physics.report import Line, Panel, Quantity, Section, thinned
 from openmm_se3.physics.settings import PhysicsSettings
 from openmm_se3.physics.statistics import mean_with_error
@@ -15,6 +14,7 @@ from openmm_se3.physics.subject import Subject
 from openmm_se3.physics.units import BOLTZMANN
 from openmm_se3.potential import FORCE_MODES, SE3Potential
 from openmm_se3.simulate import SimulationSettings
+from openmm_se3.structures import topology_of
 
 DISCARD = 0.1  # of the run, in which it comes to the temperature
 

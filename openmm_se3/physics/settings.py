@@ -31,6 +31,8 @@ class PhysicsSettings:
         Of all dynamics; the inner step of multiple time stepping.
     mts_outer : int
         Inner steps per outer step of multiple time stepping.
+    hydrogen_mass : float
+        Dalton, of the hydrogens of a further run with multiple time steps at constant energy; the others have their own.
     seed : int
         Of frames, velocities and thermostats.
     """
@@ -46,6 +48,7 @@ class PhysicsSettings:
     temperature: float = 300.0
     timestep_fs: float = 0.5
     mts_outer: int = 4
+    hydrogen_mass: float = 3.0
     seed: int = 1
 
 

@@ -1,5 +1,6 @@
 """Small data, networks and configurations for the tests of `training`."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +30,10 @@ SMALL = NetworkConfig(
 NUMBERS = (1, 6, 7, 8)
 
 
-def small_network(seed: int = 0) -> SE3Transformer:
+def small_network(seed: int = 0, num_layers: int = 3) -> SE3Transformer:
     """A small network with random weights, in torch's default precision."""
     torch.manual_seed(seed)
-    return SE3Transformer(SMALL, NUMBERS).eval()
+    return SE3Transformer(replace(SMALL, num_layers=num_layers), NUMBERS).eval()
 
 
 def sample_dataset(directory: Path, **changes) -> PackedDataset:

@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from typer.testing import CliRunner
 from openmm_se3.model_file import find_model, load_model
 from tests.training.helpers import KEYS, SAMPLE, sample_dataset, small_config
 from training.__main__ import app
-from training.checkpoint import NETWORK_FILE, CheckpointError, initial_weights, load_exported
+from training.checkpoint import NETWORK_FILE, CheckpointError, initial_weights, load_checkpoint, load_exported
 from training.evaluate import evaluate
-from training.export import export
+from training.export import ExportError, _check_fits, export
+from training.exported import ExportedModel
 from training.fit import fit
 
 
@@ -54,6 +56,69 @@ def test_an_exported_file_is_exported_again(trained, tmp_path):
     config = small_config(trained / "packed").network
     first, second = initial_weights(str(first_file), config), initial_weights(str(again), config)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+class TestFastNetwork:
+    """A second network for the inner steps of multiple time stepping, of one layer and a shorter cutoff."""
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def fast(trained):
+        config = small_config(trained / "packed", max_steps=2)
+        network = replace(config.network, num_layers=1, cutoff=3.0, channels=(6, 5, 3))
+        fit(config.model_copy(update={"network": network}), trained / "fast", accelerator="cpu")
+        return trained / "fast" / "last.ckpt"
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def with_fast(trained, fast):
+        assert all(c.passed for c in export(trained / "run" / "last.ckpt", trained / "with-fast.pt", fast=fast))
+        return trained / "with-fast.pt"
+
+    def test_it_is_the_network_of_the_checkpoint_and_changes_nothing_else(self, trained, fast, with_fast):
+        model, alone = load_model(with_fast).double(), load_model(trained / "model.pt").double()
+        small = ExportedModel(load_checkpoint(fast).network, (1, 6, 7, 8)).double()
+        golden = next(g for g in model.metadata.golden if g.box_vectors_nm is not None)
+        x, z, box = torch.tensor(golden.positions_nm), torch.tensor(golden.atomic_numbers), torch.tensor(golden.box_vectors_nm, dtype=torch.float64)
+        x = x.double()
+        for got, expected in zip(model.fast(x, z, box), small.conservative_and_direct(x, z, box), strict=False):
+            torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-8)
+        for got, expected in zip(model(x, z, box), alone(x, z, box), strict=True):
+            assert torch.equal(got, expected)
+        told = model.metadata.fast_network
+        assert (told["cutoff_nm"], told["n_layers"]) == (pytest.approx(0.3), 1)
+        assert told["n_parameters"] == sum(p.numel() for p in load_checkpoint(fast).network.parameters())
+        assert told["training_data"]["steps"] == 2
+        assert load_model(trained / "model.pt").metadata.fast_network == {}
+
+    def test_it_is_kept_when_a_file_is_written_anew_and_can_be_lent(self, trained, fast, with_fast, tmp_path):
+        export(with_fast, tmp_path / "again.pt")
+        export(trained / "model.pt", tmp_path / "lent.pt", fast=with_fast)
+        expected = load_checkpoint(fast).network.state_dict()
+        for name in ("again.pt", "lent.pt"):
+            loaded = load_exported(str(tmp_path / name))
+            assert loaded.fast.step == 2
+            assert all(torch.equal(w, expected[k]) for k, w in loaded.fast.network.state_dict().items())
+            assert torch.equal(loaded.network.embedding.weight, load_checkpoint(trained / "run" / "last.ckpt").network.embedding.weight)
+        assert load_exported(str(trained / "model.pt")).fast is None
+
+    def test_refusals(self, trained, fast, tmp_path):
+        with pytest.raises(ExportError, match=r"cutoff must not exceed the model's.*last.ckpt has 4.0 Angstrom.*has 3.0"):
+            export(fast, tmp_path / "x.pt", fast=trained / "run" / "last.ckpt")
+        with pytest.raises(ExportError, match="a committee has no fast network"):
+            export([trained / "run" / "last.ckpt", fast], tmp_path / "x.pt", fast=fast)
+        config = small_config(trained / "packed", max_steps=1)
+        loaded = load_checkpoint(fast)
+        loaded.config = config.model_copy(update={"network": replace(config.network, elements=("C", "H", "N", "O"))})
+        with pytest.raises(ExportError, match="must know the elements of the model, in their order"):
+            _check_fits(loaded, fast, config.network, trained / "run" / "last.ckpt")
+        assert not (tmp_path / "x.pt").exists()
+
+    def test_command_line(self, trained, fast, tmp_path):
+        arguments = ["export", str(trained / "run" / "last.ckpt"), str(tmp_path / "model.pt"), "--fast", str(fast)]
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, result.output
+        assert hasattr(load_model(tmp_path / "model.pt"), "fast")
 
 
 def test_files_that_do_not_tell_the_sizes_of_their_network(tmp_path):

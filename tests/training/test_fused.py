@@ -12,9 +12,9 @@ from training.fused.spline import SplineBasis, SplineTable, spline_table
 from training.network.repulsion import ScreenedRepulsion
 
 
-def seasoned_network(seed: int = 0):
+def seasoned_network(seed: int = 0, num_layers: int = 3):
     """A small float64 network in which nothing is at its initial value: gains, sinks, scales and shifts differ too."""
-    network = small_network(seed).double()
+    network = small_network(seed, num_layers).double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in network.parameters():
@@ -118,9 +118,10 @@ def test_repulsion_table():
     torch.testing.assert_close(slope, torch.autograd.grad(energy.sum(), distance)[0], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
 @pytest.mark.parametrize("n_atoms", [1, 2, 7, 25])
-def test_equals_the_network(n_atoms):
-    network = seasoned_network()
+def test_equals_the_network(n_atoms, num_layers):
+    network = seasoned_network(num_layers=num_layers)
     fused = FusedTransformer(network)
     species, positions = random_cluster(n_atoms, seed=n_atoms, spread=1.0 + 0.06 * n_atoms)
     neighbors, mask = (
@@ -258,9 +259,20 @@ def network():
     return FusedTransformer(seasoned_network())
 
 
+@pytest.fixture(scope="module", params=[1, 2, 3], ids=lambda n: f"{n} layers")
+def of_any_depth(request):
+    return FusedTransformer(seasoned_network(num_layers=request.param))
+
+
 @pytest.fixture(scope="module")
-def scripted(network):
-    return torch.jit.script(network)
+def scripted(of_any_depth):
+    return torch.jit.script(of_any_depth)
+
+
+@pytest.fixture
+def copy_of(of_any_depth):
+    """Makes the same network anew."""
+    return lambda: FusedTransformer(seasoned_network(num_layers=len(of_any_depth.layers) + 1))
 
 
 class TestGradient:
@@ -284,33 +296,33 @@ class TestGradient:
         return energy.detach(), force.detach(), torch.autograd.grad(energy.sum(), leaf)[0]
 
     @pytest.mark.parametrize(("n_atoms", "extra"), [(1, 0), (2, 0), (7, 0), (7, 3), (20, 0)])
-    def test_equals_autograd(self, network, scripted, n_atoms, extra):
-        arguments = self.edges(n_atoms, network.cutoff, extra)
-        expected = self.by_autograd(network, *arguments)
-        for module in (network, scripted):
+    def test_equals_autograd(self, of_any_depth, scripted, n_atoms, extra):
+        arguments = self.edges(n_atoms, of_any_depth.cutoff, extra)
+        expected = self.by_autograd(of_any_depth, *arguments)
+        for module in (of_any_depth, scripted):
             for got, value in zip(module.energy_and_gradient(*arguments), expected, strict=True):
                 torch.testing.assert_close(got, value, rtol=1e-12, atol=1e-12 * max(1.0, float(value.abs().max())))
         assert (expected[2][~arguments[3]] == 0).all()
         assert n_atoms <= 2 or expected[2].abs().max() > 0.1
 
-    def test_portions_make_the_messages_again(self, network):
-        arguments = self.edges(20, network.cutoff)
-        expected = network.energy_and_gradient(*arguments)
-        in_portions = FusedTransformer(seasoned_network())
+    def test_portions_make_the_messages_again(self, of_any_depth, copy_of):
+        arguments = self.edges(20, of_any_depth.cutoff)
+        expected = of_any_depth.energy_and_gradient(*arguments)
+        in_portions = copy_of()
         for layer in [*in_portions.layers, in_portions.last]:
             layer.edges_kept_cpu, layer.edges_at_once_cpu = 0, 3 * arguments[2].shape[1] + 1  # the last portion is not full
-        whole = FusedTransformer(seasoned_network())
+        whole = copy_of()
         for layer in [*whole.layers, whole.last]:
             layer.edges_kept_cpu = 0
         for other in (torch.jit.script(in_portions), in_portions, whole):
             for a, b in zip(other.energy_and_gradient(*arguments), expected, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12 * float(b.abs().max()))
 
-    def test_single_precision(self, network):
+    def test_single_precision(self, of_any_depth, copy_of):
         """As near to float64 as autograd is in single precision, with displacements in either."""
-        species, displacement, neighbors, mask = self.edges(12, network.cutoff)
-        exact = network.energy_and_gradient(species, displacement, neighbors, mask)[2]
-        single = FusedTransformer(seasoned_network()).float()
+        species, displacement, neighbors, mask = self.edges(12, of_any_depth.cutoff)
+        exact = of_any_depth.energy_and_gradient(species, displacement, neighbors, mask)[2]
+        single = copy_of().float()
         for wide in (displacement, displacement.float()):
             got = single.energy_and_gradient(species, wide, neighbors, mask)[2]
             assert got.dtype == wide.dtype
@@ -319,26 +331,26 @@ class TestGradient:
             assert errors[0] < max(2 * errors[1], 1e-6)
 
     @pytest.mark.parametrize("reflect", [False, True])
-    def test_equivariance(self, network, reflect):
-        species, displacement, neighbors, mask = self.edges(8, network.cutoff)
+    def test_equivariance(self, of_any_depth, reflect):
+        species, displacement, neighbors, mask = self.edges(8, of_any_depth.cutoff)
         q = random_orthogonal(3, reflect)
-        gradient = network.energy_and_gradient(species, displacement, neighbors, mask)[2]
-        turned = network.energy_and_gradient(species, displacement @ q.T, neighbors, mask)[2]
+        gradient = of_any_depth.energy_and_gradient(species, displacement, neighbors, mask)[2]
+        turned = of_any_depth.energy_and_gradient(species, displacement @ q.T, neighbors, mask)[2]
         assert float((turned - gradient @ q.T).abs().max()) <= 1e-13 * float(gradient.abs().max())
 
-    def test_coincident_atoms_give_finite_numbers(self, network):
-        species, displacement, neighbors, mask = self.edges(5, network.cutoff)
+    def test_coincident_atoms_give_finite_numbers(self, of_any_depth):
+        species, displacement, neighbors, mask = self.edges(5, of_any_depth.cutoff)
         displacement = displacement.clone()
         displacement[0, 0] = 0.0
         displacement[neighbors[0, 0], (neighbors[neighbors[0, 0]] == 0).nonzero()[0, 0]] = 0.0
-        for x in network.energy_and_gradient(species, displacement, neighbors, mask):
+        for x in of_any_depth.energy_and_gradient(species, displacement, neighbors, mask):
             assert torch.isfinite(x).all()
 
 
-@pytest.fixture(scope="module")
-def exported():
+@pytest.fixture(scope="module", params=[1, 3], ids=lambda n: f"{n} layers")
+def exported(request):
     """A model whose messages are made in portions of 512 edges, as it is, scripted, and frozen as in OpenMM."""
-    model = ExportedModel(seasoned_network(), NUMBERS).double().eval()
+    model = ExportedModel(seasoned_network(num_layers=request.param), NUMBERS).double().eval()
     for layer in [*model.network.layers, model.network.last]:
         layer.edges_at_once_cpu = layer.edges_kept_cpu = 512
     scripted = torch.jit.script(model)

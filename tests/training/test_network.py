@@ -11,9 +11,10 @@ from training.neighbors import minimum_image, neighbor_matrix
 LIMIT = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 
+@pytest.mark.parametrize("num_layers", [1, 3])
 @pytest.mark.parametrize("reflect", [False, True], ids=["rotation", "reflection"])
-def test_equivariance(dtype, reflect):
-    network = small_network()
+def test_equivariance(dtype, reflect, num_layers):
+    network = small_network(num_layers=num_layers)
     species, x = random_cluster(9)
     q = random_orthogonal(3, reflect)
     energy, force = evaluate(network, species, x)
@@ -23,8 +24,9 @@ def test_equivariance(dtype, reflect):
     assert float((rotated_force - expected).norm() / expected.norm()) < LIMIT[dtype]
 
 
-def test_translation_and_permutation(dtype):
-    network = small_network()
+@pytest.mark.parametrize("num_layers", [1, 3])
+def test_translation_and_permutation(dtype, num_layers):
+    network = small_network(num_layers=num_layers)
     species, x = random_cluster(9)
     energy, force = evaluate(network, species, x)
     shifted_energy, shifted_force = evaluate(network, species, x + torch.tensor([0.7, -1.3, 2.1]))
@@ -36,8 +38,9 @@ def test_translation_and_permutation(dtype):
     assert float((permuted_force - force[order]).norm() / force.norm()) < LIMIT[dtype]
 
 
-def test_gradient_against_finite_differences():
-    network = small_network().double()
+@pytest.mark.parametrize("num_layers", [1, 3])
+def test_gradient_against_finite_differences(num_layers):
+    network = small_network(num_layers=num_layers).double()
     species, x = random_cluster(6)
     x.requires_grad_(True)
     (gradient,) = torch.autograd.grad(evaluate(network, species, x)[0].sum(), x)

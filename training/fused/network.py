@@ -335,10 +335,14 @@ class FusedTransformer(nn.Module):
                 gathered.append(one)
                 alphas.append(alpha)
                 of_edges.append(made)
-            middle = layer.add([state[0].narrow(0, start, n), state[1].narrow(0, start, n)], _joined(gathered))
+            middle = layer.add([degree.narrow(0, start, n) for degree in state], _joined(gathered))
             after, of_interaction = layer.self_interaction(middle)
             energy, force, of_readout = self.readout(after)
-            g = layer.self_interaction.adjoint(middle, of_interaction, self.readout.adjoint(after, of_readout))
+            g = self.readout.adjoint(after, of_readout)
+            # Degree 2, where a single layer ends with it, reaches the energy through the self-interaction alone.
+            for degree in range(len(g), len(after)):
+                g.append(torch.zeros_like(after[degree]))
+            g = layer.self_interaction.adjoint(middle, of_interaction, g)
             t, b = _edges(g_slots, start, n, k).split(edges), _edges(g_coupling, start, n, k).split(edges)
             o, g_gathered = g_log_cutoff.narrow(0, start, n).split(portion), layer.add.adjoint(g).split(portion)
             for i in range(len(q)):
@@ -349,5 +353,7 @@ class FusedTransformer(nn.Module):
             forces.append(force)
             g_scalars.append(g[0])
             g_vectors.append(g[1])
-        g = layer.before_adjoint(state, scale, both, g_value, _joined(g_queries), [_joined(g_scalars), _joined(g_vectors)])
+        g = [_joined(g_scalars), _joined(g_vectors)]
+        if not layer.is_first:  # nothing before the first depends on the positions
+            g = layer.before_adjoint(state, scale, both, g_value, _joined(g_queries), g)
         return _joined(energies), _joined(forces), g

@@ -272,7 +272,7 @@ class FusedReadout(nn.Module):
 
     def forward(self, state: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
         """State of degrees 0 and 1 to ``(n_atoms,)`` and ``(n_atoms, 3)``, scaled, and what `adjoint` needs."""
-        scale = self.scale(state)
+        scale = self.scale(state[:2])
         scalars = (state[0] * scale).squeeze(1)
         hidden = torch.addmm(self.hidden_bias, scalars, self.hidden_weight)
         out = torch.addmm(self.out_bias, nn.functional.silu(hidden), self.out_weight)

@@ -34,7 +34,7 @@ class NetworkConfig:
     num_heads : int
         Attention heads.
     num_layers : int
-        Attention layers, at least 2.
+        Attention layers. The last of several has no degree 2; a single one has, since there directions meet in its self-interaction alone.
     n_basis, radial_hidden : int
         Radial basis functions, and width of the radial networks.
     n_products, hidden : int
@@ -118,7 +118,7 @@ class SE3Transformer(nn.Module):
         layers = []
         for i in range(config.num_layers):
             channels_in = c[:1] if i == 0 else c
-            channels_out = c[:2] if i == config.num_layers - 1 else c
+            channels_out = c[:2] if 0 < i == config.num_layers - 1 else c
             layers.append(TransformerLayer(config, channels_in, channels_out))
         self.layers = nn.ModuleList(layers)
         self.final_norm = EquivariantRMSNorm(c[:2])
@@ -159,7 +159,7 @@ class SE3Transformer(nn.Module):
         features = [self.embedding(species).unsqueeze(1)]
         for layer in self.layers:
             features = layer(features, neighbors, basis, direction, coupling, cutoff_weight)
-        features = self.final_norm(features)
+        features = self.final_norm(features[:2])
         repulsion_energy, repulsion_force = self.repulsion(species, neighbors, distance.to(dtype), direction, mask)
         energy = self.energy_readout(features[0]) * self.energy_scale + self.energy_shift[species] + repulsion_energy
         force = self.force_readout(features[0], features[1]) * self.force_scale + repulsion_force
