@@ -5,7 +5,7 @@ import warnings
 import torch
 from openmm import app, unit
 
-from openmm_se3.binding import bind, terms_of
+from openmm_se3.binding import TERMS, bind
 from openmm_se3.model_file import load_model
 
 
@@ -28,7 +28,7 @@ def evaluations(model, structure, modes, device="cpu"):
     out = {}
     opened = load_model(model)
     for mode in modes:
-        for term in terms_of(opened, mode):
+        for term in TERMS[mode]:
             bound = bind(opened, term, numbers, range(len(numbers)), len(numbers)).to(device)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # TorchScript announces its end with every call

@@ -31,7 +31,8 @@ from benchmarks.scaling import plot
 from benchmarks.systems import NAMES, water_box, write_structure
 from benchmarks.workers import Row, line_of, measure, ours, peers
 from openmm_se3 import SE3Potential
-from openmm_se3.potential import FORCE_MODES
+from openmm_se3.binding import FORCE_MODES, modes_of
+from openmm_se3.model_file import load_model
 from openmm_se3.structures import read_structure
 
 SIZES = "ethanol,alanine-dipeptide,water22,water216,water833,water1728,water3333,water8333,water16666"
@@ -87,10 +88,15 @@ def deviation(found, expected):
     return force_error, abs(energy - right_energy) / len(forces)
 
 
+def modes(model):
+    """Force modes that the model has."""
+    return [mode for mode in FORCE_MODES if mode in modes_of(load_model(model))]
+
+
 def check_correctness(model, platform):
     """Every case, mode and precision on the platform against the Reference platform in double precision."""
     rows = []
-    for mode in FORCE_MODES:
+    for mode in modes(model):
         exact = SE3Potential(model, forces=mode, precision="double")
         for name, (topology, positions, atoms) in cases().items():
             expected = evaluate(exact, topology, positions, atoms, "Reference", "double")
@@ -120,7 +126,7 @@ def line_of_check(row):
 def check_graphs(model):
     """Forces with CUDA graphs against those without, by case and mode; what cannot be captured says why."""
     rows = []
-    for mode in FORCE_MODES:
+    for mode in modes(model):
         potential = SE3Potential(model, forces=mode)
         for name, (topology, positions, atoms) in cases().items():
             row = {"case": name, "mode": mode, "precision": "graphs", "limits": LIMITS["single"]}
@@ -147,9 +153,9 @@ def measure_speed(arguments, directory):
     results = {}
     for name in arguments.sizes.split(","):
         structure, n_atoms = write_structure(name, directory)
-        rows = {mode: ours(arguments.model, mode, platform=arguments.platform) for mode in FORCE_MODES}
+        rows = {mode: ours(arguments.model, mode, platform=arguments.platform) for mode in modes(arguments.model)}
         if arguments.platform == "CUDA" and n_atoms <= GRAPHS_UP_TO:
-            for mode in FORCE_MODES:
+            for mode in modes(arguments.model):
                 for graphs in ("on", "off"):
                     rows[f"{mode}, graphs {graphs}"] = ours(arguments.model, mode, platform="CUDA", cuda_graphs=graphs)
         rows |= installed_peers(arguments.platform) | peers(arguments.peer, platform=arguments.platform)
@@ -169,7 +175,7 @@ def count_operators(model, names, device, directory):
     results = {}
     for name in names:
         structure, _ = write_structure(name, directory)
-        results[name] = {term: count(function, device) for term, function in evaluations(model, structure, FORCE_MODES, device).items()}
+        results[name] = {term: count(function, device) for term, function in evaluations(model, structure, modes(model), device).items()}
         for term, record in results[name].items():
             print(f"{name:18s} {term:28s} {record['operators']:5d} operators, CUDA kernels: {record['cuda_kernels']}", flush=True)
     return results

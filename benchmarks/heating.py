@@ -15,6 +15,7 @@ import torch
 from openmm import unit
 
 from benchmarks.records import save, settings_of
+from openmm_se3.binding import MULTIPLE_TIME_STEPS
 from openmm_se3.physics.dynamics import run, velocities
 from openmm_se3.physics.heating import SAMPLE_FS, heating_rate, nve_integrator
 from openmm_se3.physics.molecules import molecule_names
@@ -29,7 +30,7 @@ def heating(potential, topology, at, hydrogen_mass, timestep_fs, inner_steps, pi
     masses = np.array([system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(system.getNumParticles())])
     start = velocities(at.positions_nm, masses, 600.0, seed, internal=True)
     integrator = nve_integrator(potential.forces, timestep_fs, inner_steps)
-    step = timestep_fs * (inner_steps if potential.forces == "mts" else 1)
+    step = timestep_fs * (inner_steps if potential.forces in MULTIPLE_TIME_STEPS else 1)
     trace = run(system, integrator, at.positions_nm, start, picoseconds, sample_fs=max(SAMPLE_FS, step))
     return heating_rate(trace, len(at.wavenumbers))[0], trace.complete
 

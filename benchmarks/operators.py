@@ -69,7 +69,7 @@ def main():
     """Count, print, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="se3-ani1x", help="name or path")
-    parser.add_argument("--modes", default="direct,conservative,mts")
+    parser.add_argument("--modes", default="direct,conservative,mts,mts-fast")
     parser.add_argument("--systems", default="alanine-dipeptide,water216", help=NAMES)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, help="JSON")

@@ -49,7 +49,7 @@ def run(arguments, systems, rows):
 def main():
     """Measure what was asked for, print a table, write JSON."""
     parser = parser_of(__doc__)
-    parser.add_argument("--modes", default="direct,conservative,mts")
+    parser.add_argument("--modes", default="direct,conservative,mts,mts-fast")
     parser.add_argument("--systems", default="ethanol,alanine-dipeptide,water216", help=NAMES)
     parser.add_argument("--peer", action="append", default=[], metavar="NAME[=OPTIONS]=PYTHON")
     arguments = parser.parse_args()

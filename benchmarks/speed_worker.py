@@ -98,10 +98,10 @@ def main():
             if hasattr(force, "setProperty"):
                 force.setProperty("useCUDAGraphs", "true" if arguments.cuda_graphs == "on" else "false")
     modes = options.rpartition(":")[2]
-    if name == "se3" and modes == "mts":
+    if name == "se3" and modes in ("mts", "mts-fast"):
         from openmm_se3 import MultipleTimeStepIntegrator
 
-        # 8 direct steps to a correction; a step below is an outer one, so the time is divided by 8.
+        # 8 inner steps to an outer one; a step below is an outer one, so the time is divided by 8.
         integrator, inner = MultipleTimeStepIntegrator(300, 10 / unit.picosecond, 4.0 * unit.femtosecond, 8), 8
     else:
         integrator, inner = openmm.LangevinMiddleIntegrator(300, 10 / unit.picosecond, 0.5 * unit.femtosecond), 1

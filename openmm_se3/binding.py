@@ -165,8 +165,8 @@ _DIRECT = Term("direct", 0, True)
 _CONSERVATIVE = Term("conservative", 0, True)
 _INNER = Term("mts, direct", 0, False)
 _CORRECTION = Term("mts, conservative - direct", 1, True)
-_FAST = Term("mts, fast", 0, True)
-_SLOW = Term("mts, conservative - fast", 1, True)
+_FAST = Term("mts-fast, fast", 0, True)
+_SLOW = Term("mts-fast, conservative - fast", 1, True)
 _MODULES: dict[Term, type[_Bound]] = {
     _DIRECT: _Direct,
     _CONSERVATIVE: _Conservative,
@@ -177,27 +177,32 @@ _MODULES: dict[Term, type[_Bound]] = {
 }
 _AUTOGRAD: dict[Term, type[_Bound]] = {_CONSERVATIVE: _AutogradConservative, _CORRECTION: _AutogradCorrection}
 
-_TERMS: dict[str, tuple[Term, ...]] = {"direct": (_DIRECT,), "conservative": (_CONSERVATIVE,), "mts": (_INNER, _CORRECTION)}
-FORCE_MODES = tuple(_TERMS)
+#: The forces of each mode. Those of ``"mts"`` and ``"mts-fast"`` sum to the conservative model.
+TERMS: dict[str, tuple[Term, ...]] = {
+    "direct": (_DIRECT,),
+    "conservative": (_CONSERVATIVE,),
+    "mts": (_INNER, _CORRECTION),
+    "mts-fast": (_FAST, _SLOW),
+}
+FORCE_MODES = tuple(TERMS)
+#: Those with two force groups, for `MultipleTimeStepIntegrator`.
+MULTIPLE_TIME_STEPS = ("mts", "mts-fast")
 
 
-def terms_of(model: torch.jit.ScriptModule, mode: str) -> tuple[Term, ...]:
-    """The forces that a mode is made of; those of ``"mts"`` sum to the conservative model.
+def modes_of(model: torch.jit.ScriptModule) -> tuple[str, ...]:
+    """Force modes that a model has: all, or those that need no fast network.
 
     Parameters
     ----------
     model : ScriptModule
         What `load_model` returns.
-    mode : str
-        One of `FORCE_MODES`.
 
     Returns
     -------
-    tuple of Term
-        One, or for ``"mts"`` two: for the inner steps the conservative forces of the model's fast network, of a model without one its
-        direct forces; and what those lack of the model's conservative forces.
+    tuple of str
+        Some of `FORCE_MODES`.
     """
-    return (_FAST, _SLOW) if mode == "mts" and hasattr(model, "fast") else _TERMS[mode]
+    return FORCE_MODES if hasattr(model, "fast") else tuple(mode for mode in FORCE_MODES if mode != "mts-fast")
 
 
 def bind(model: torch.jit.ScriptModule, term: Term, atomic_numbers: Sequence[int], atoms: Sequence[int], n_particles: int) -> nn.Module:

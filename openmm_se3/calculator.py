@@ -11,6 +11,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from openmm import Vec3
 from openmm.app.internal.unitcell import reducePeriodicBoxVectors
 
+from openmm_se3.binding import MULTIPLE_TIME_STEPS
 from openmm_se3.errors import UnsupportedSystemError
 from openmm_se3.force import check_box
 from openmm_se3.potential import SE3Potential
@@ -66,8 +67,8 @@ class SE3Calculator(Calculator):
         self, model: str | Path = "se3-ani1x", forces: str = "conservative", device: str | None = None, precision: str = "double", **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        if forces == "mts":
-            raise ValueError("forces='mts' is for OpenMM's multiple-time-step integrators; in ASE its sum is forces='conservative'")
+        if forces in MULTIPLE_TIME_STEPS:
+            raise ValueError(f"forces={forces!r} is for OpenMM's multiple-time-step integrators; in ASE its sum is forces='conservative'")
         potential = SE3Potential(model, forces=forces, device=device, precision=precision)
         self.metadata = potential.metadata
         self._direct = forces == "direct"

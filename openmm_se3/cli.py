@@ -70,7 +70,10 @@ def simulate(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Directory to write; by default the structure's name + '-md'.")] = None,
     model: Annotated[str, typer.Option(help="Released model or exported file.")] = "se3-ani1x",
     forces: Annotated[
-        str, typer.Option(help="direct, conservative, or mts: a fast network in the inner steps, what it lacks of conservative forces in the outer.")
+        str,
+        typer.Option(
+            help="direct, conservative, mts: direct forces in the inner steps, corrected to conservative, or mts-fast: a fast network in them."
+        ),
     ] = "direct",
     precision: Annotated[str, typer.Option(help="single or double.")] = "single",
     ensemble: Annotated[str, typer.Option(help="nvt (Langevin) or nve (Verlet).")] = "nvt",
@@ -79,10 +82,8 @@ def simulate(
         str | None, typer.Option(help="Edges of a periodic box in nm: one number, or three with commas; by default the structure's.")
     ] = None,
     temperature: Annotated[float, typer.Option(help="Kelvin; 0 starts at rest.")] = 300.0,
-    timestep: Annotated[float, typer.Option(help="Femtoseconds; with --forces mts of the inner steps.")] = 0.5,
-    inner_steps: Annotated[
-        int, typer.Option(help="With --forces mts, inner steps to each step: 1 or even; steps of 2 fs and --hydrogen-mass 3 go together.")
-    ] = 4,
+    timestep: Annotated[float, typer.Option(help="Femtoseconds; with mts and mts-fast of the inner steps.")] = 0.5,
+    inner_steps: Annotated[int, typer.Option(help="With mts and mts-fast, inner steps to each step: 1 or even.")] = 4,
     hydrogen_mass: Annotated[
         float | None, typer.Option(help="Dalton, taken from the atoms that hydrogens are bonded to; slows their vibrations for longer steps.")
     ] = None,

@@ -10,7 +10,7 @@ import torch
 from openmm import app, unit
 from torch import Tensor
 
-from openmm_se3.binding import Term, bind, scale, terms_of
+from openmm_se3.binding import TERMS, Term, bind, scale
 from openmm_se3.errors import UnsupportedSystemError
 from openmm_se3.installation import MEND, openmmtorch_mismatch
 from openmm_se3.model_file import ModelMetadata
@@ -129,7 +129,7 @@ def create_forces(
     forces : str
         One of `FORCE_MODES`.
     force_group : int
-        Force group of the first force; the second of ``"mts"`` is in the group after it.
+        Force group of the first force; the second for multiple time steps is in the group after it.
     scale_parameters : mapping of str to bool, optional
         At most two global parameters, 1 by default, that multiply energy and forces; and whether to offer the energy's derivatives.
     device : str, optional
@@ -142,7 +142,7 @@ def create_forces(
     Returns
     -------
     list of openmm.Force
-        One force, or two for ``"mts"``.
+        One force, or two for multiple time steps.
 
     Raises
     ------
@@ -156,7 +156,7 @@ def create_forces(
     if groups is not None and max(groups) > 0:
         model = torch.jit.script(keep_apart(model, groups, metadata.cutoff_nm))
     scales = scale_parameters or {}
-    terms = terms_of(model, forces)
+    terms = TERMS[forces]
     if not 0 <= force_group <= 31 - terms[-1].group_offset:
         raise ValueError(f"forceGroup must be from 0 to {31 - terms[-1].group_offset} with forces={forces!r}, got {force_group}")
     made = []

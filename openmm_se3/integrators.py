@@ -1,4 +1,4 @@
-"""`MultipleTimeStepIntegrator`: drives the two forces of ``forces="mts"`` with no evaluation more than there are inner steps."""
+"""`MultipleTimeStepIntegrator`: drives the two forces of ``forces="mts"`` or ``"mts-fast"`` with no evaluation more than there are inner steps."""
 
 import math
 from typing import Any
@@ -8,7 +8,7 @@ from openmm import unit
 
 
 class MultipleTimeStepIntegrator(openmm.CustomIntegrator):
-    """Reversible multiple time steps (r-RESPA) for the two force groups of ``SE3Potential(forces="mts")``, with Langevin friction or without.
+    """Reversible multiple time steps (r-RESPA) for the two force groups of ``"mts"`` and ``"mts-fast"``, with Langevin friction or without.
 
     The fast forces are evaluated `innerSteps` times in one step, what they lack of the conservative forces once. The slow force is
     applied at the middle of the step, as one kick; the inner steps around it are those of BAOAB, or of velocity Verlet without friction:
@@ -17,10 +17,10 @@ class MultipleTimeStepIntegrator(openmm.CustomIntegrator):
 
     So the last force of a step is the first of the next, and OpenMM, which keeps the force that it computed last, does not compute it
     again. ``openmm.mtsintegrator`` kicks with the slow force at both ends and evaluates the fast one n + 1 times, but for platforms that
-    keep the forces of several groups, as CUDA does. Both are symmetric and of second order. Where the fast forces are the gradient of an energy, as
-    those of a fast network are, they conserve an energy that differs from the total by the square of the step, as long as no vibration is in
-    resonance with the kicks: with four to six kicks in a period the total energy wanders. Bonds to hydrogen have periods of 9 to 11 fs, so
-    with steps of 2 fs make hydrogens heavier (``hydrogenMass=3`` of `SE3Potential.createSystem`), or take steps of 1 fs.
+    keep the forces of several groups, as CUDA does. Both are symmetric and of second order. Where the fast forces are the gradient of an
+    energy, as with ``"mts-fast"``, they conserve an energy near the total one, but for vibrations in resonance with the kicks, which take up energy.
+    Bonds to hydrogen have periods of 9 to 11 fs, so a step of 2 fs is long for them: couple a thermostat, make hydrogens heavier (``hydrogenMass``
+    of `SE3Potential.createSystem`), or take conservative forces where the total energy itself matters.
 
     Rigid constraints and virtual sites of a force field around the model are respected. Forces in other groups are not integrated.
 
@@ -49,7 +49,7 @@ class MultipleTimeStepIntegrator(openmm.CustomIntegrator):
 
     Examples
     --------
-    >>> system = SE3Potential("se3-ani1x", forces="mts").createSystem(topology, hydrogenMass=3)  # doctest: +SKIP
+    >>> system = SE3Potential("se3-ani1x", forces="mts-fast").createSystem(topology, hydrogenMass=3)  # doctest: +SKIP
     >>> integrator = MultipleTimeStepIntegrator(300 * unit.kelvin, 1 / unit.picosecond, 2 * unit.femtosecond, 4)  # doctest: +SKIP
     """
 

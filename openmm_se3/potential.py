@@ -8,7 +8,7 @@ import openmm
 import torch
 from openmm import app, unit
 
-from openmm_se3.binding import FORCE_MODES
+from openmm_se3.binding import FORCE_MODES, modes_of
 from openmm_se3.errors import UnsupportedSystemError
 from openmm_se3.force import check_box, create_forces, model_atoms
 from openmm_se3.masses import repartition_hydrogen_mass
@@ -32,11 +32,12 @@ class SE3Potential:
         ``"direct"``: the network's own force output, fastest, for thermostatted dynamics; it is not exactly the gradient of an
         energy, so energy drifts without a thermostat. ``"conservative"``: minus the gradient of the energy, for minimisation,
         constant-energy dynamics and free energies. ``"mts"``: two forces that sum to exactly the conservative model, for multiple
-        time steps: group `forceGroup` has the energy and conservative forces of the model's fast network, of a model without one the
-        direct forces and no energy, and the next group what those lack. Drive them with `MultipleTimeStepIntegrator`, or one of
-        ``openmm.mtsintegrator`` with groups ``[(0, n), (1, 1)]``, which evaluates the fast forces n + 1 times a step on a CPU; every
-        other integrator sees the conservative model, at more cost.
-        ``LocalEnergyMinimizer`` compares energies along its way, so use it with ``"conservative"`` or ``"mts"``; with direct forces,
+        time steps: group `forceGroup` has the direct forces, with zero energy, and the next group the energy and what the direct
+        forces lack. ``"mts-fast"``: the same with energy and conservative forces of the model's fast network, if it has one, in place of the
+        direct forces: cheaper, and further from the model, so take it with heavier hydrogens. Drive both with `MultipleTimeStepIntegrator`,
+        or one of ``openmm.mtsintegrator`` with groups ``[(0, n), (1, 1)]``, which evaluates the first forces n + 1 times a step on a CPU;
+        every other integrator sees the conservative model, at more cost.
+        ``LocalEnergyMinimizer`` compares energies along its way, so give it any but ``"direct"``; with direct forces,
         which are no exact gradient, it may stop early (`openmm_se3.simulate.minimize` does not).
     device : str or None
         Device on which `SE3Calculator` evaluates. In OpenMM the Platform of the Context decides where the force runs, so there
@@ -55,7 +56,7 @@ class SE3Potential:
     ModelFileError
         If the model cannot be opened or is not what it claims to be.
     ValueError
-        For an unknown `forces`, `device` or `precision`.
+        For an unknown `forces`, `device` or `precision`, or ``"mts-fast"`` of a model without a fast network.
 
     Examples
     --------
@@ -79,6 +80,11 @@ class SE3Potential:
         self.precision = precision
         self._model = load_model(model)
         self.metadata: ModelMetadata = self._model.metadata
+        if forces not in modes_of(self._model):
+            raise ValueError(
+                f"model {self.metadata.name!r} has no fast network, which forces={forces!r} needs: use forces='mts', or export the model with one "
+                "('python -m training export MODEL NEW.pt --fast FAST')"
+            )
         self._model.to(PRECISIONS[precision])
 
     def addForces(
@@ -101,7 +107,7 @@ class SE3Potential:
         atoms : sequence of int, optional
             Atoms that the model describes, in any order; all by default.
         forceGroup : int
-            Force group of the added force; with ``forces="mts"`` the second force is in the group after it.
+            Force group of the added force; for multiple time steps the second force is in the group after it.
         scaleParameter : str, optional
             Name of a global parameter, 1 by default in a new Context, that multiplies the energy and the forces;
             ``getEnergyParameterDerivatives`` then gives the derivative of the energy with respect to it.
@@ -227,8 +233,8 @@ class SE3Potential:
         Returns
         -------
         openmm.System
-            The mixed System; or what openmm-ml returns with ``returnInfo=True``. With ``forces="mts"`` the classical forces and the
-            fast ones are in group 0 and the slow ones in the group after `forceGroup`.
+            The mixed System; or what openmm-ml returns with ``returnInfo=True``. For multiple time steps the classical forces and
+            those of the inner steps are in group 0 and the others in the group after `forceGroup`.
 
         Raises
         ------

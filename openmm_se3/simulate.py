@@ -15,6 +15,7 @@ import openmm
 import torch
 from openmm import app, unit
 
+from openmm_se3.binding import MULTIPLE_TIME_STEPS
 from openmm_se3.errors import UnsupportedSystemError
 from openmm_se3.force import check_box
 from openmm_se3.guard import DomainError, DomainGuard
@@ -58,7 +59,7 @@ class SimulationSettings:
     precision : str
         ``single`` or ``double``.
     ensemble : str
-        ``nvt`` (Langevin) or ``nve`` (Verlet); with ``forces="mts"`` `MultipleTimeStepIntegrator` with friction or without.
+        ``nvt`` (Langevin) or ``nve`` (Verlet); for multiple time steps `MultipleTimeStepIntegrator` with friction or without.
     pressure_bar : float or None
         With ``nvt`` and a periodic box, keeps this pressure (bar) by a Monte Carlo barostat that scales the box in all directions alike and
         moves molecules, as the bonds of the structure tell them, as a whole; None keeps the volume.
@@ -67,10 +68,10 @@ class SimulationSettings:
     temperature : float
         Kelvin; also of the initial velocities. 0 starts at rest.
     timestep_fs : float
-        Femtoseconds; with ``forces="mts"`` of the inner steps.
+        Femtoseconds; for multiple time steps of the inner ones.
     inner_steps : int
-        With ``forces="mts"``, steps with fast forces to each one with what they lack of the conservative forces, 1 or an even number; one step of
-        the run is all of them. Other force modes take one step at a time.
+        For multiple time steps, inner ones to each outer one, 1 or an even number; one step of the run is all of them. Other force modes
+        take one step at a time.
     hydrogen_mass : float or None
         Dalton, taken from the atoms that hydrogens are bonded to; None for their own.
     friction_per_ps : float
@@ -124,7 +125,7 @@ class SimulationSettings:
     @property
     def step_fs(self) -> float:
         """Time that one step of the integrator takes, fs."""
-        return self.timestep_fs * (self.inner_steps if self.forces == "mts" else 1)
+        return self.timestep_fs * (self.inner_steps if self.forces in MULTIPLE_TIME_STEPS else 1)
 
 
 def choose_platform(name: str) -> openmm.Platform:
@@ -192,7 +193,7 @@ def minimize(topology: app.Topology, positions: np.ndarray, settings: Simulation
         atoms.set_cell(np.array(box.value_in_unit(unit.angstrom)))
         atoms.pbc = True
     device = "cuda" if choose_platform(settings.platform).getName() == "CUDA" else "cpu"
-    forces = "conservative" if settings.forces == "mts" else settings.forces
+    forces = "conservative" if settings.forces in MULTIPLE_TIME_STEPS else settings.forces
     atoms.calc = SE3Calculator(settings.model, forces=forces, precision=settings.precision, device=device)
     LBFGS(atoms, maxstep=0.05, logfile=None).run(fmax=FORCE_TOLERANCE, steps=max_iterations)
     return np.array(atoms.positions * (units.Ang / units.nm))
@@ -202,7 +203,7 @@ def _integrator(settings: SimulationSettings) -> openmm.Integrator:
     step = settings.step_fs * unit.femtosecond
     temperature, friction = settings.temperature * unit.kelvin, settings.friction_per_ps / unit.picosecond
     integrator: openmm.Integrator
-    if settings.forces == "mts":
+    if settings.forces in MULTIPLE_TIME_STEPS:
         friction = friction if settings.ensemble == "nvt" else 0.0
         integrator = MultipleTimeStepIntegrator(temperature, friction, step, settings.inner_steps)
     elif settings.ensemble == "nve":

@@ -15,7 +15,7 @@ import torch
 from openmm import unit
 from torch import Tensor
 
-from openmm_se3.binding import FORCE_MODES
+from openmm_se3.binding import modes_of
 from openmm_se3.force import create_forces
 from openmm_se3.model_file import ModelMetadata, load_model
 
@@ -138,7 +138,7 @@ def validate_model(name_or_path: str | Path, with_openmm: bool = True) -> list[C
         if with_openmm:
             names = [openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())]
             for platform in (p for p in ("Reference", "CPU", "CUDA") if p in names):
-                for mode in FORCE_MODES:
+                for mode in modes_of(model):
                     # OpenMM hands over float64 positions on the CPU, so compare with the same.
                     expected = model(x64, z)[1] if mode == "direct" else _conservative(model, x64, z, None)
                     _, got = _openmm_forces(model, metadata, x64, z, platform, mode)

@@ -153,9 +153,9 @@ class TestGpu:
 
         monkeypatch.setattr(gpu, "LIMITS", {"single": gpu.LIMITS["single"]})
         monkeypatch.setattr(gpu, "cases", lambda: {"molecule": (None, None, None)})
-        results = iter([(1.0, openmm_forces(1.0)), (1.0, openmm_forces(1.001))] * 3)
+        results = iter([(1.0, openmm_forces(1.0)), (1.0, openmm_forces(1.001))] * 4)
         monkeypatch.setattr(gpu, "evaluate", lambda *a, **k: next(results))
-        assert [row["passed"] for row in gpu.check_correctness("se3-ani1x", "Reference")] == [False] * 3
+        assert [row["passed"] for row in gpu.check_correctness("se3-ani1x", "Reference")] == [False] * 4
 
     @pytest.mark.skipif("CUDA" in [openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())], reason="has CUDA")
     def test_refuses_without_cuda(self, tmp_path):

@@ -271,8 +271,8 @@ def export_command(
     fast: Annotated[
         Path | None,
         typer.Option(
-            help="Checkpoint or exported file of a cheap network whose conservative forces drive the inner steps of multiple time stepping; by "
-            "default that of the exported file, if it is one and has one."
+            help="Checkpoint, exported file or released model with a cheap network whose conservative forces drive the inner steps of multiple "
+            "time stepping; by default that of the exported file, if it is one and has one."
         ),
     ] = None,
 ) -> None:

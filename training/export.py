@@ -73,7 +73,7 @@ def _code_version() -> str:
 
 
 def _read(checkpoint: Path) -> LoadedCheckpoint:
-    loaded = load_exported(str(checkpoint)) if checkpoint.suffix == ".pt" else load_checkpoint(checkpoint)
+    loaded = load_checkpoint(checkpoint) if checkpoint.suffix == ".ckpt" else load_exported(str(checkpoint))
     if isinstance(loaded.config.network, ReferenceConfig) and loaded.config.network.parity == "all":
         raise ExportError(
             f"{checkpoint}: with network.parity 'all' energies of mirror images differ, and an exported model promises that they are equal "
@@ -152,7 +152,7 @@ def export(
     ----------
     checkpoints : Path or sequence of Path
         Of `fit`; the averaged weights are exported. Several make a committee: one model, the mean of all, that can also tell how
-        much their forces deviate. An exported file will do: it is written anew, as this version writes files.
+        much their forces deviate. An exported file, or the name of a released model, will do: it is written anew, as this version writes files.
     output : Path
         File to write; its stem is the model's name.
     level_of_theory : str, optional
@@ -165,8 +165,9 @@ def export(
     overwrite : bool
         Whether an existing file may be replaced.
     fast : Path, optional
-        Checkpoint or exported file of a cheaper network, whose conservative forces are to drive the inner steps of multiple time stepping;
-        of an exported file that carries such a network, that one. By default that of the exported file that is written anew, if it has one.
+        Checkpoint, exported file or released model of a cheaper network, whose conservative forces are to drive the inner steps of multiple
+        time stepping; of an exported file that carries such a network, that one. By default that of the exported file that is written
+        anew, if it has one.
 
     Returns
     -------

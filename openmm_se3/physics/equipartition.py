@@ -5,6 +5,7 @@ import openmm
 from ase import Atoms
 from openmm import unit
 
+from openmm_se3.binding import MULTIPLE_TIME_STEPS
 from openmm_se3.integrators import MultipleTimeStepIntegrator
 from openmm_se3.physics.dynamics import Progress, Trace, run, velocities
 from openmm_se3.physics.report import Line, Panel, Quantity, Section, thinned
@@ -42,11 +43,11 @@ def element_temperatures(trace: Trace, symbols: list[str], masses: np.ndarray) -
 
 
 def langevin_integrator(forces: str, settings: PhysicsSettings) -> openmm.Integrator:
-    """Langevin integrator with the friction that ``openmm-se3 simulate`` has by default; of multiple time steps for ``"mts"``."""
+    """Langevin integrator with the friction that ``openmm-se3 simulate`` has by default; of multiple time steps where there are two."""
     temperature, friction = settings.temperature * unit.kelvin, SimulationSettings.friction_per_ps / unit.picosecond
     step = settings.timestep_fs * unit.femtosecond
     integrator: openmm.Integrator
-    if forces == "mts":
+    if forces in MULTIPLE_TIME_STEPS:
         integrator = MultipleTimeStepIntegrator(temperature, friction, settings.mts_outer * step, settings.mts_outer)
     else:
         integrator = openmm.LangevinMiddleIntegrator(temperature, friction, step)

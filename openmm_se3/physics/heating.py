@@ -4,14 +4,16 @@ import numpy as np
 import openmm
 from openmm import unit
 
+from openmm_se3.binding import MULTIPLE_TIME_STEPS, modes_of
 from openmm_se3.integrators import MultipleTimeStepIntegrator
+from openmm_se3.model_file import load_model
 from openmm_se3.physics.dynamics import Progress, Trace, run, velocities
 from openmm_se3.physics.report import Line, Panel, Quantity, Section, thinned
 from openmm_se3.physics.settings import PhysicsSettings
 from openmm_se3.physics.statistics import slope_with_error
 from openmm_se3.physics.subject import Subject
 from openmm_se3.physics.units import BOLTZMANN
-from openmm_se3.potential import FORCE_MODES, SE3Potential
+from openmm_se3.potential import SE3Potential
 from openmm_se3.structures import topology_of
 
 #: A sample costs one evaluation of the model, a tenth of what the steps between two samples cost.
@@ -44,7 +46,7 @@ def heating_rate(trace: Trace, degrees_of_freedom: int) -> tuple[float, float]:
 
 def nve_integrator(forces: str, timestep_fs: float, mts_outer: int) -> openmm.Integrator:
     """Verlet; for multiple time stepping r-RESPA with the direct force (group 0) inside and the correction (group 1) outside."""
-    if forces == "mts":
+    if forces in MULTIPLE_TIME_STEPS:
         return MultipleTimeStepIntegrator(0, 0, mts_outer * timestep_fs * unit.femtosecond, mts_outer)
     return openmm.VerletIntegrator(timestep_fs * unit.femtosecond)
 
@@ -52,13 +54,14 @@ def nve_integrator(forces: str, timestep_fs: float, mts_outer: int) -> openmm.In
 def measure_heating(subject: Subject, settings: PhysicsSettings, progress: Progress | None = None) -> Section:
     """Heating of each molecule with each kind of forces, from its minimum with kinetic energy for twice the temperature.
 
-    With multiple time steps there is one run more, with heavier hydrogens: of their own mass, a bond to one vibrates four to six times in an outer
-    step of 2 fs, near enough to where kicks and vibration are in resonance for energy to wander.
+    With the fast network, where a model has one, hydrogens are heavier: with their own mass, bonds to them get only four to six kicks in a
+    period at an outer step of 2 fs, near enough to a resonance for kicks of that size to heat them.
     """
     quantities: list[Quantity] = []
     panels: list[Panel] = []
     notes: list[str] = []
-    modes = [*((forces, None) for forces in FORCE_MODES), ("mts", settings.hydrogen_mass)]
+    # Those that are not recommended with hydrogens of their own mass are not measured so.
+    modes = [(forces, settings.hydrogen_mass if forces == "mts-fast" else None) for forces in modes_of(load_model(subject.model))]
     runs = [(name, *mode) for name in settings.molecules for mode in modes]
     for k, (name, forces, hydrogen_mass) in enumerate(runs):
         at = subject.minimum(name)

@@ -32,7 +32,7 @@ class PhysicsSettings:
     mts_outer : int
         Inner steps per outer step of multiple time stepping.
     hydrogen_mass : float
-        Dalton, of the hydrogens of a further run with multiple time steps at constant energy; the others have their own.
+        Dalton, of hydrogens at constant energy with ``"mts-fast"``; elsewhere they have their own.
     seed : int
         Of frames, velocities and thermostats.
     """

@@ -27,7 +27,7 @@ def notice():
     return pytest.warns(UserWarning, match="runs through openmm.PythonForce instead: the same numbers.*openmm-se3 doctor")
 
 
-@pytest.mark.parametrize("mode", ["direct", "conservative", "mts"])
+@pytest.mark.parametrize("mode", ["direct", "conservative", "mts", "mts-fast"])
 def test_same_numbers_for_a_shuffled_subset_in_a_box(mode, monkeypatch):
     topology, positions = ethanol()
     both = app.Modeller(topology, positions * unit.nanometer)

@@ -19,44 +19,41 @@ from tests.openmm_se3.physics.models import Morse, MorseWithFast, MorseWithGradi
 BOX = np.array([[2.0, 0, 0], [0.4, 1.9, 0], [-0.5, 0.6, 1.8]])
 
 
-MODES = ("conservative", "mts")
+MODES = ("conservative", "mts", "mts-fast")
 
 
-def assert_split(systems, positions, platform="Reference", groups=(0, 1), tolerance=1e-6):
-    """Both groups together are the conservative model, and neither is nearly all of it. Energy and forces of the first."""
+def assert_split(systems, positions, model, z, atoms=slice(None), box=None, platform="Reference", groups=(0, 1), copies=1, tolerance=1e-6):
+    """Both groups together are the conservative model; the first has the direct forces without their energy, or the fast ones with theirs."""
     energy, conservative = energy_and_forces(systems["conservative"], positions, platform)
-    inner_energy, inner = energy_and_forces(systems["mts"], positions, platform, {groups[0]})
-    outer_energy, outer = energy_and_forces(systems["mts"], positions, platform, {groups[1]})
-    np.testing.assert_allclose(inner + outer, conservative, atol=tolerance)
-    assert min(np.abs(inner).max(), np.abs(outer).max()) > 10
-    assert inner_energy + outer_energy == pytest.approx(energy, abs=tolerance)
-    return inner_energy, inner
-
-
-def assert_fast(split, model, positions, z, atoms=slice(None), box=None, tolerance=1e-6):
-    """The first group has the model's fast forces and their energy."""
-    energy, forces = model.fast(torch.tensor(positions[atoms]), z, box)
-    assert split[0] == pytest.approx(float(energy), abs=tolerance)
-    np.testing.assert_allclose(split[1][atoms], forces.numpy(), atol=tolerance)
+    for mode in (m for m in ("mts", "mts-fast") if m in systems):
+        inner_energy, inner = energy_and_forces(systems[mode], positions, platform, {groups[0]})
+        outer_energy, outer = energy_and_forces(systems[mode], positions, platform, {groups[1]})
+        np.testing.assert_allclose(inner + outer, conservative, atol=tolerance)
+        assert min(np.abs(inner).max(), np.abs(outer).max()) > 10
+        assert inner_energy + outer_energy == pytest.approx(energy, abs=tolerance)
+        expected, forces = (
+            (0.0, model(torch.tensor(positions[atoms]), z, box)[1]) if mode == "mts" else model.fast(torch.tensor(positions[atoms]), z, box)
+        )
+        assert inner_energy / copies == pytest.approx(float(expected), abs=tolerance)
+        np.testing.assert_allclose(inner[atoms], forces.numpy(), atol=tolerance)
 
 
 @pytest.mark.parametrize("platform", ["Reference", "CPU"])
 def test_groups_sum_to_the_conservative_model(platform):
     topology, positions = ethanol()
     systems = {mode: potential(mode).createSystem(topology, forceGroup=3) for mode in MODES}
-    split = assert_split(systems, positions, platform, groups=(3, 4))
-    assert_fast(split, potential("mts")._model, positions, numbers(topology))
+    assert_split(systems, positions, potential("mts")._model, numbers(topology), platform=platform, groups=(3, 4))
 
 
 @pytest.mark.parametrize("kind", [Morse, MorseWithGradient])
-def test_without_a_fast_network_the_inner_forces_are_the_direct_ones(kind, tmp_path):
-    """And a file from before `conservative_and_direct` gets its conservative forces by autograd."""
+def test_files_with_and_without_their_own_gradient(kind, tmp_path):
+    """A file from before `conservative_and_direct` gets its conservative forces by autograd; neither has a fast network."""
     topology, x = ethanol()
-    model = write_model(kind(swirl=200.0), tmp_path / "morse.pt")
-    systems = {mode: SE3Potential(model, forces=mode, precision="double").createSystem(topology) for mode in ("direct", *MODES)}
-    energy, forces = assert_split(systems, x)
-    assert energy == 0.0
-    np.testing.assert_allclose(forces, energy_and_forces(systems["direct"], x)[1], atol=1e-6)
+    path = write_model(kind(swirl=200.0), tmp_path / "morse.pt")
+    systems = {mode: SE3Potential(path, forces=mode, precision="double").createSystem(topology) for mode in ("conservative", "mts")}
+    assert_split(systems, x, load_model(path).double(), numbers(topology))
+    with pytest.raises(ValueError, match="model 'morse' has no fast network, which forces='mts-fast' needs"):
+        SE3Potential(path, forces="mts-fast")
     leaf = torch.tensor(x, requires_grad=True)
     kind().energy(leaf, numbers(topology)).backward()
     np.testing.assert_allclose(energy_and_forces(systems["conservative"], x)[1], -leaf.grad.numpy(), atol=1e-4)
@@ -77,7 +74,7 @@ def test_subset_in_a_triclinic_box():
             systems[mode].addParticle(1.0)
         potential(mode).addForces(both.topology, systems[mode], atoms)
     z, box = numbers(topology)[np.array(atoms) - 9], torch.tensor(BOX)
-    assert_fast(assert_split(systems, x), potential("mts")._model, x, z, atoms, box)
+    assert_split(systems, x, potential("mts")._model, z, atoms, box)
     assert np.abs(energy_and_forces(systems["mts"], x)[1][:9]).max() == 0.0
 
 
@@ -85,18 +82,20 @@ def test_subset_in_a_triclinic_box():
 def test_mixed_system(interpolate):
     topology, classical, x = ethanol_in_classical_water()
     systems = {mode: potential(mode).createMixedSystem(topology, classical, range(9), interpolate=interpolate) for mode in MODES}
-    assert_split(systems, x)
-    if interpolate:
-        for value in (0.0, 0.25):
-            results = []
-            for mode in ("conservative", "mts"):
-                context = openmm.Context(systems[mode], openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
-                context.setPositions(x)
+    for value in (0.0, 0.25, None) if interpolate else (None,):
+        results = []
+        for mode in MODES:
+            context = openmm.Context(systems[mode], openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
+            context.setPositions(x)
+            if value is not None:
                 context.setParameter("lambda_interpolate", value)
-                state = context.getState(getEnergy=True, getForces=True)
-                results.append((state.getPotentialEnergy()._value, state.getForces(asNumpy=True)._value))
-            assert results[0][0] == pytest.approx(results[1][0], abs=1e-6)
-            np.testing.assert_allclose(results[0][1], results[1][1], atol=1e-6)
+            state = context.getState(getEnergy=True, getForces=True)
+            results.append((state.getPotentialEnergy()._value, state.getForces(asNumpy=True)._value))
+        for energy, forces in results[1:]:
+            assert energy == pytest.approx(results[0][0], abs=1e-6)
+            np.testing.assert_allclose(forces, results[0][1], atol=1e-6)
+    groups = [energy_and_forces(systems["mts"], x, groups={k})[1] for k in (0, 1)]
+    assert min(np.abs(g).max() for g in groups) > 10
 
 
 def test_through_openmmml():
@@ -114,7 +113,7 @@ def test_fast_forces_of_a_file_that_has_them(backend, tmp_path):
     z = numbers(topology)
     for copies in (1, 2):
         systems = {}
-        for mode in MODES:
+        for mode in ("conservative", "mts-fast"):
             systems[mode] = openmm.System()
             for _ in range(9 * copies):
                 systems[mode].addParticle(1.0)
@@ -124,9 +123,7 @@ def test_fast_forces_of_a_file_that_has_them(backend, tmp_path):
             )
             for force in made:
                 systems[mode].addForce(force)
-        energy, forces = assert_split(systems, np.tile(x, (copies, 1)))
-        assert_fast((energy / copies, forces), model, x, z, slice(9))
-        np.testing.assert_allclose(forces[-9:], forces[:9], atol=1e-6)
+        assert_split(systems, np.tile(x, (copies, 1)), model, z, slice(9), copies=copies)
 
 
 def test_energy_is_conserved():

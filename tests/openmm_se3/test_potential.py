@@ -238,7 +238,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"forces": "gradient"}, "forces must be one of 'direct', 'conservative', 'mts', got 'gradient'"),
+            ({"forces": "gradient"}, "forces must be one of 'direct', 'conservative', 'mts', 'mts-fast', got 'gradient'"),
             ({"precision": "half"}, "precision must be one of 'single', 'double', got 'half'"),
             ({"device": "abacus"}, "device must be None or a torch device"),
         ],

@@ -36,10 +36,10 @@ def several():
     return made, np.concatenate(positions)[order], [batch[i] for i in order]
 
 
-@pytest.mark.parametrize("mode", ["direct", "conservative", "mts"])
+@pytest.mark.parametrize("mode", ["direct", "conservative", "mts", "mts-fast"])
 def test_each_is_as_if_alone(mode, several):
     topology, x, batch = several
-    energy, forces = energy_and_forces(potential(mode).createSystem(topology, batch=batch), x, groups={1} if mode == "mts" else -1)
+    energy, forces = energy_and_forces(potential(mode).createSystem(topology, batch=batch), x, groups={1} if mode.startswith("mts") else -1)
     model, z = potential(mode)._model, numbers(topology)
     expected_energy, expected = 0.0, np.zeros_like(x)
     for k in set(batch):
@@ -48,11 +48,10 @@ def test_each_is_as_if_alone(mode, several):
         value, direct = model.energy_and_forces(alone, z[atoms], None)
         conservative = -torch.autograd.grad([value], [alone])[0]
         expected_energy += float(value)
-        if mode == "mts":
-            fast_energy, fast = model.fast(alone, z[atoms], None)
-            expected_energy -= float(fast_energy)
-            conservative -= fast
-        expected[atoms] = (direct if mode == "direct" else conservative).numpy()
+        fast_energy, fast = model.fast(alone, z[atoms], None)
+        expected_energy -= float(fast_energy) if mode == "mts-fast" else 0.0
+        of_mode = {"direct": direct, "conservative": conservative, "mts": conservative - direct, "mts-fast": conservative - fast}
+        expected[atoms] = of_mode[mode].numpy()
     assert energy == pytest.approx(expected_energy, abs=TOLERANCE)
     np.testing.assert_allclose(forces, expected, atol=TOLERANCE)
 

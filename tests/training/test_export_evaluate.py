@@ -114,10 +114,12 @@ class TestFastNetwork:
             _check_fits(loaded, fast, config.network, trained / "run" / "last.ckpt")
         assert not (tmp_path / "x.pt").exists()
 
-    def test_command_line(self, trained, fast, tmp_path):
-        arguments = ["export", str(trained / "run" / "last.ckpt"), str(tmp_path / "model.pt"), "--fast", str(fast)]
+    def test_command_line_and_the_released_model(self, trained, tmp_path):
+        arguments = ["export", str(trained / "run" / "last.ckpt"), str(tmp_path / "model.pt"), "--fast", "se3-ani1x"]
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0, result.output
+        lent, released = (load_model(m).metadata.fast_network for m in (tmp_path / "model.pt", "se3-ani1x"))
+        assert lent == released
         assert hasattr(load_model(tmp_path / "model.pt"), "fast")
 
 

@@ -16,7 +16,7 @@ from openmm_se3.physics.subject import Subject
 from openmm_se3.physics.units import BOLTZMANN
 from openmm_se3.simulate import SimulationSettings
 from openmm_se3.structures import topology_of
-from tests.openmm_se3.physics.models import MorseWithFast, Trap, write_model
+from tests.openmm_se3.physics.models import MorseWithFast, MorseWithGradient, Trap, write_model
 
 STIFFNESS, SWIRL = 5e4, 1000.0  # kJ/mol/nm^2
 
@@ -77,18 +77,20 @@ def test_multiple_time_steps_put_the_inner_force_inside():
     assert trace.time[1] == pytest.approx(0.006)  # the nearest whole number of outer steps to 5 fs
 
 
-def test_multiple_time_steps_are_measured_with_heavier_hydrogens_too(tmp_path):
-    """Direct forces that swirl heat, and are not judged; the others keep the energy, better where vibrations are slower."""
+def test_the_fast_network_is_measured_with_heavier_hydrogens(tmp_path):
+    """Direct forces are not judged; a model without a fast network is measured without one."""
     subject = Subject(write_model(MorseWithFast(swirl=200.0), tmp_path / "morse.pt"))
     settings = PhysicsSettings(("water",), 1, 0.5, 0.0, (), 10, 0, 0.0, temperature=30.0)
     section = measure_heating(subject, settings)
     found = {q.name: q for q in section.quantities}
-    names = ["water, direct", "water, conservative", "water, mts", "water, mts, hydrogens of 3 Da"]
+    names = ["water, direct", "water, conservative", "water, mts", "water, mts-fast, hydrogens of 3 Da"]
     assert list(found) == names
     assert [q.must for q in section.quantities] == [None, 0.05, 0.05, 0.05]
     assert [line.label for line in section.panels[0].lines] == [n.removeprefix("water, ") for n in names]
     wander = [np.ptp(line.y) for line in section.panels[0].lines]
-    assert wander[3] < 0.5 * wander[2]
+    assert 0 < wander[1] < wander[3] < 5.0
+    without = measure_heating(Subject(write_model(MorseWithGradient(), tmp_path / "without.pt")), settings)
+    assert [q.name for q in without.quantities] == names[:3]
 
 
 def test_temperatures_of_a_swirl_under_a_thermostat(tmp_path):
