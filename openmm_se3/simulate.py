@@ -26,6 +26,8 @@ from openmm_se3.potential import SE3Potential
 from openmm_se3.structures import check_coordinates, read_structure, unlikely_molecules
 
 ENSEMBLES = ("nvt", "nve")
+#: Outer step beyond which ``"mts-fast"`` wants heavier hydrogens: vibrations of ordinary ones get fewer than six kicks in a period.
+LONGEST_STEP_FS = 1.5
 SETTINGS_FILE = "settings.json"
 CHECKPOINT_FILE = "checkpoint.chk"
 STATE_FILE = "state.xml"
@@ -403,6 +405,12 @@ def _run(
         positions = make_whole(topology, positions)
     for sentence in [] if resume else unlikely_molecules(topology, positions):
         warnings.warn(f"{settings.structure}: {sentence}. The model takes every molecule for a neutral closed shell.", stacklevel=2)
+    if settings.forces == "mts-fast" and settings.hydrogen_mass is None and settings.step_fs > LONGEST_STEP_FS and not resume:
+        warnings.warn(
+            f"mts-fast with steps of {settings.step_fs:g} fs (timestep times inner steps) may heat bonds to hydrogen of ordinary mass; add "
+            "--hydrogen-mass 3, or take fewer inner steps, or mts",
+            stacklevel=2,
+        )
     simulation = app.Simulation(topology, system, _integrator(settings), choose_platform(settings.platform))
     outputs = _Outputs(output, settings, simulation)
 

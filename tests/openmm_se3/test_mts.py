@@ -159,6 +159,17 @@ def test_simulate_and_resume(tmp_path):
         np.testing.assert_allclose(parts[column], whole[column], rtol=1e-5)
 
 
+def test_simulate_warns_of_long_steps_with_ordinary_hydrogens(tmp_path):
+    settings = SimulationSettings(
+        structure=str(EXAMPLES / "water.xyz"), model=MODEL, forces="mts-fast", minimize=False, steps=2, report_every=1, platform="Reference"
+    )
+    with pytest.warns(UserWarning, match=r"mts-fast with steps of 2 fs .* add --hydrogen-mass 3"):
+        simulate(settings, tmp_path / "light")
+    # Warnings are errors in these tests, so neither of these warns.
+    simulate(replace(settings, hydrogen_mass=3.0), tmp_path / "heavy")
+    simulate(replace(settings, inner_steps=2), tmp_path / "short")
+
+
 def test_refusals():
     topology, _ = ethanol()
     with pytest.raises(ValueError, match="forceGroup must be from 0 to 30 with forces='mts', got 31"):
