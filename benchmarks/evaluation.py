@@ -5,7 +5,7 @@ import warnings
 import torch
 from openmm import app, unit
 
-from openmm_se3.binding import TERMS, bind
+from openmm_se3.binding import TERMS, bind, modes_of
 from openmm_se3.model_file import load_model
 
 
@@ -17,6 +17,11 @@ def read(structure, device="cpu"):
     vectors = pdb.topology.getPeriodicBoxVectors()
     box = None if vectors is None else torch.tensor([list(v) for v in vectors.value_in_unit(unit.nanometer)], dtype=torch.float64, device=device)
     return numbers, positions, box
+
+
+def force_modes(model):
+    """Force modes that a model, by name or path, has."""
+    return modes_of(load_model(model))
 
 
 def evaluations(model, structure, modes, device="cpu"):

@@ -26,13 +26,12 @@ import numpy as np
 import openmm
 from openmm import app, unit
 
+from benchmarks.evaluation import evaluations, force_modes
 from benchmarks.records import machine, save, settings_of
 from benchmarks.scaling import plot
 from benchmarks.systems import NAMES, water_box, write_structure
 from benchmarks.workers import Row, line_of, measure, ours, peers
 from openmm_se3 import SE3Potential
-from openmm_se3.binding import FORCE_MODES, modes_of
-from openmm_se3.model_file import load_model
 from openmm_se3.structures import read_structure
 
 SIZES = "ethanol,alanine-dipeptide,water22,water216,water833,water1728,water3333,water8333,water16666"
@@ -88,15 +87,10 @@ def deviation(found, expected):
     return force_error, abs(energy - right_energy) / len(forces)
 
 
-def modes(model):
-    """Force modes that the model has."""
-    return [mode for mode in FORCE_MODES if mode in modes_of(load_model(model))]
-
-
 def check_correctness(model, platform):
     """Every case, mode and precision on the platform against the Reference platform in double precision."""
     rows = []
-    for mode in modes(model):
+    for mode in force_modes(model):
         exact = SE3Potential(model, forces=mode, precision="double")
         for name, (topology, positions, atoms) in cases().items():
             expected = evaluate(exact, topology, positions, atoms, "Reference", "double")
@@ -126,7 +120,7 @@ def line_of_check(row):
 def check_graphs(model):
     """Forces with CUDA graphs against those without, by case and mode; what cannot be captured says why."""
     rows = []
-    for mode in modes(model):
+    for mode in force_modes(model):
         potential = SE3Potential(model, forces=mode)
         for name, (topology, positions, atoms) in cases().items():
             row = {"case": name, "mode": mode, "precision": "graphs", "limits": LIMITS["single"]}
@@ -151,11 +145,12 @@ def installed_peers(platform):
 def measure_speed(arguments, directory):
     """Time per step of every mode and peer by size; on CUDA of small systems with graphs on and off too."""
     results = {}
+    modes = force_modes(arguments.model)
     for name in arguments.sizes.split(","):
         structure, n_atoms = write_structure(name, directory)
-        rows = {mode: ours(arguments.model, mode, platform=arguments.platform) for mode in modes(arguments.model)}
+        rows = {mode: ours(arguments.model, mode, platform=arguments.platform) for mode in modes}
         if arguments.platform == "CUDA" and n_atoms <= GRAPHS_UP_TO:
-            for mode in modes(arguments.model):
+            for mode in modes:
                 for graphs in ("on", "off"):
                     rows[f"{mode}, graphs {graphs}"] = ours(arguments.model, mode, platform="CUDA", cuda_graphs=graphs)
         rows |= installed_peers(arguments.platform) | peers(arguments.peer, platform=arguments.platform)
@@ -169,13 +164,13 @@ def measure_speed(arguments, directory):
 
 def count_operators(model, names, device, directory):
     """Operators and kernels of one evaluation, by structure and term."""
-    from benchmarks.evaluation import evaluations
     from benchmarks.operators import count
 
     results = {}
+    modes = force_modes(model)
     for name in names:
         structure, _ = write_structure(name, directory)
-        results[name] = {term: count(function, device) for term, function in evaluations(model, structure, modes(model), device).items()}
+        results[name] = {term: count(function, device) for term, function in evaluations(model, structure, modes, device).items()}
         for term, record in results[name].items():
             print(f"{name:18s} {term:28s} {record['operators']:5d} operators, CUDA kernels: {record['cuda_kernels']}", flush=True)
     return results

@@ -18,7 +18,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.evaluation import evaluations
+from benchmarks.evaluation import evaluations, force_modes
 from benchmarks.records import save, settings_of
 from benchmarks.systems import NAMES, write_structure
 
@@ -69,11 +69,12 @@ def main():
     """Count, print, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="se3-ani1x", help="name or path")
-    parser.add_argument("--modes", default="direct,conservative,mts,mts-fast")
+    parser.add_argument("--modes", help="with commas; by default all that the model has")
     parser.add_argument("--systems", default="alanine-dipeptide,water216", help=NAMES)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, help="JSON")
     arguments = parser.parse_args()
+    arguments.modes = arguments.modes or ",".join(force_modes(arguments.model))
     results = {}
     with tempfile.TemporaryDirectory() as directory:
         for name in arguments.systems.split(","):

@@ -13,6 +13,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from benchmarks.evaluation import force_modes
 from benchmarks.records import save, settings_of
 from benchmarks.systems import NAMES, write_structure
 from benchmarks.workers import line_of, measure, ours, peers
@@ -49,10 +50,11 @@ def run(arguments, systems, rows):
 def main():
     """Measure what was asked for, print a table, write JSON."""
     parser = parser_of(__doc__)
-    parser.add_argument("--modes", default="direct,conservative,mts,mts-fast")
+    parser.add_argument("--modes", help="with commas; by default all that the model has")
     parser.add_argument("--systems", default="ethanol,alanine-dipeptide,water216", help=NAMES)
     parser.add_argument("--peer", action="append", default=[], metavar="NAME[=OPTIONS]=PYTHON")
     arguments = parser.parse_args()
+    arguments.modes = arguments.modes or ",".join(force_modes(arguments.model))
     where = {"platform": arguments.platform, "threads": arguments.threads}
     rows = {mode: ours(arguments.model, mode, **where) for mode in arguments.modes.split(",")} | peers(arguments.peer, **where)
     run(arguments, arguments.systems.split(","), rows)

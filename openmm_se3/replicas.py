@@ -208,8 +208,9 @@ class ApartWithFast(ApartWithReversePass):
 
 def keep_apart(model: torch.jit.ScriptModule, groups: Sequence[int], cutoff_nm: float) -> Apart:
     """`Apart` of a model, with all that the model has; parameters as there."""
+    module: type[Apart] = Apart
     if hasattr(model, "fast"):
-        module: type[Apart] = ApartWithFast
-    else:
-        module = ApartWithReversePass if hasattr(model, "conservative_and_direct") else Apart
+        module = ApartWithFast
+    elif hasattr(model, "conservative_and_direct"):
+        module = ApartWithReversePass
     return module(model, groups, cutoff_nm).eval()

@@ -152,12 +152,17 @@ def validate_model(name_or_path: str | Path, with_openmm: bool = True) -> list[C
 _Add = Callable[[str, float, float], None]
 
 
+def _malformed(energy: Tensor, forces: Tensor, x: Tensor) -> float:
+    """1 if energy or forces have not the dtype, shape and layout of the contract, else 0."""
+    form = energy.dtype == torch.float64 and energy.dim() == 0 and forces.dtype == x.dtype and forces.shape == x.shape and forces.is_contiguous()
+    return 0.0 if form else 1.0
+
+
 def _check_form(model: torch.jit.ScriptModule, x: Tensor, z: Tensor, add: _Add) -> None:
     """Types, shapes, layout; inputs untouched; repeated calls, and a copy saved and loaded, agree."""
     before = x.clone()
     energy, forces = model(x, z)
-    form = energy.dtype == torch.float64 and energy.dim() == 0 and forces.dtype == x.dtype and forces.shape == x.shape and forces.is_contiguous()
-    add("outputs have the wrong dtype, shape or layout", 0.0 if form else 1.0, 0.0)
+    add("outputs have the wrong dtype, shape or layout", _malformed(energy, forces, x), 0.0)
     limit = AGREEMENT_LIMIT[x.dtype]
     worst = 0.0
     for _ in range(30):  # the interpreter optimises during the first calls; the numbers must stay
@@ -236,8 +241,7 @@ def _check_conservative(model: torch.jit.ScriptModule, x: Tensor, z: Tensor, box
 def _check_fast(model: torch.jit.ScriptModule, x: Tensor, z: Tensor, box: Tensor, limit: float, agreement: float, add: _Add) -> None:
     """The fast network: form, symmetries, isolated atoms, a large box, forces that are the gradient of its energy."""
     energy, forces = model.fast(x, z)
-    form = energy.dtype == torch.float64 and energy.dim() == 0 and forces.dtype == x.dtype and forces.shape == x.shape and forces.is_contiguous()
-    add("fast forces: outputs have the wrong dtype, shape or layout", 0.0 if form else 1.0, 0.0)
+    add("fast forces: outputs have the wrong dtype, shape or layout", _malformed(energy, forces, x), 0.0)
     rng = np.random.default_rng(17)
     rotation = _random_rotation(rng, True).to(x.dtype)
     turned_energy, turned = model.fast(x @ rotation.T, z)

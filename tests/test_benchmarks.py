@@ -10,6 +10,8 @@ import yaml
 from typer.testing import CliRunner
 
 from benchmarks.__main__ import BENCHMARKS, app, path_of
+from openmm_se3.binding import FORCE_MODES
+from tests.openmm_se3.physics.models import MorseWithGradient, write_model
 from tests.training.helpers import sample_dataset
 from training.allocator import keep_freed_memory
 
@@ -62,6 +64,13 @@ def test_a_row_that_fails_does_not_stop_the_others(speed):
     assert rows["direct"]["ms_per_step"] > 0
     assert "KeyError: 'nonsense'" in rows["nonsense"]["error"]
     assert "FAILED: KeyError: 'nonsense'" in output
+
+
+def test_all_modes_are_those_of_the_model(tmp_path):
+    from benchmarks.evaluation import force_modes
+
+    assert force_modes("se3-ani1x") == FORCE_MODES
+    assert force_modes(write_model(MorseWithGradient(), tmp_path / "morse.pt")) == ("direct", "conservative", "mts")
 
 
 def test_operators_and_neighbors(tmp_path):
@@ -133,7 +142,7 @@ class TestGpu:
         from benchmarks import gpu
 
         # One mode, case and precision are enough to see the parts fit together.
-        monkeypatch.setattr(gpu, "FORCE_MODES", ("mts",))
+        monkeypatch.setattr(gpu, "force_modes", lambda model: ("mts",))
         monkeypatch.setattr(gpu, "LIMITS", {"single": gpu.LIMITS["single"]})
         whole = gpu.cases()
         monkeypatch.setattr(gpu, "cases", lambda: {"subset, triclinic": whole["subset, triclinic"]})

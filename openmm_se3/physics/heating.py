@@ -6,7 +6,6 @@ from openmm import unit
 
 from openmm_se3.binding import MULTIPLE_TIME_STEPS, modes_of
 from openmm_se3.integrators import MultipleTimeStepIntegrator
-from openmm_se3.model_file import load_model
 from openmm_se3.physics.dynamics import Progress, Trace, run, velocities
 from openmm_se3.physics.report import Line, Panel, Quantity, Section, thinned
 from openmm_se3.physics.settings import PhysicsSettings
@@ -61,7 +60,7 @@ def measure_heating(subject: Subject, settings: PhysicsSettings, progress: Progr
     panels: list[Panel] = []
     notes: list[str] = []
     # Those that are not recommended with hydrogens of their own mass are not measured so.
-    modes = [(forces, settings.hydrogen_mass if forces == "mts-fast" else None) for forces in modes_of(load_model(subject.model))]
+    modes = [(forces, settings.hydrogen_mass if forces == "mts-fast" else None) for forces in modes_of(subject.module)]
     runs = [(name, *mode) for name in settings.molecules for mode in modes]
     for k, (name, forces, hydrogen_mass) in enumerate(runs):
         at = subject.minimum(name)
