@@ -1,6 +1,7 @@
 """`validate_model` finds what it is there to find."""
 
 import pytest
+import torch
 
 from openmm_se3.validation import validate_model
 from tests.openmm_se3.physics.models import MorseWithFast, write_model
@@ -31,3 +32,119 @@ def test_fast_forces(swirl, expected, tmp_path):
     found, n = failures(MorseWithFast(fast_swirl=swirl), tmp_path / "model.pt")
     assert n == 11
     assert found == expected
+
+
+class Faulty(torch.nn.Module):
+    """Pairs that repel within 0.3 nm, E = 100 (1 - r^2 / 0.09)^3, to the contract but for one fault."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__()
+        self.fault = fault
+        self.register_buffer("calls", torch.zeros(()))
+
+    def pairs(self, positions: torch.Tensor, box_vectors: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Energy of every pair, and the force on its first atom."""
+        x = positions.to(torch.float64)
+        d = x.unsqueeze(1) - x.unsqueeze(0)
+        if box_vectors is not None and self.fault != "box":
+            box = box_vectors.to(torch.float64)
+            for k in (2, 1, 0):
+                d = d - torch.round(d[..., k : k + 1] / box[k, k]) * box[k]
+        others = 1.0 - torch.eye(x.shape[0], dtype=torch.float64)
+        inside = (1.0 - d.square().sum(-1) / 0.09).clamp_min(0.0) * others
+        energy, force = 100.0 * inside.pow(3), (600.0 / 0.09) * inside.square().unsqueeze(-1) * d
+        if self.fault == "range":
+            energy = energy + others
+        return energy, force
+
+    @torch.jit.export
+    def energy(self, positions: torch.Tensor, atomic_numbers: torch.Tensor, box_vectors: torch.Tensor | None = None) -> torch.Tensor:
+        energy = 0.5 * self.pairs(positions, box_vectors)[0].sum()
+        if self.fault == "place":
+            energy = energy + 50.0 * positions.to(torch.float64)[:, 0].square().sum()
+        return energy.to(torch.float32) if self.fault == "form" else energy
+
+    def forward(
+        self, positions: torch.Tensor, atomic_numbers: torch.Tensor, box_vectors: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        forces = self.pairs(positions, box_vectors)[1].sum(1)
+        if self.fault == "push":
+            forces = forces + torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+        if self.fault == "twist":
+            x = positions.to(torch.float64) - positions.to(torch.float64).mean(0)
+            forces = forces + 100.0 * torch.stack([-x[:, 1], x[:, 0], torch.zeros_like(x[:, 0])], dim=1)
+        if self.fault == "order":
+            forces = torch.cat([1.1 * forces[:1], forces[1:]])
+        if self.fault == "memory":
+            self.calls.add_(1.0)
+            if float(self.calls) > 8.0 and float(self.calls) % 7.0 == 0.0:
+                forces = 1.1 * forces
+        if self.fault == "alone" and positions.shape[0] == 1:
+            forces = forces + positions.to(torch.float64)
+        energy, forces = self.energy(positions, atomic_numbers, box_vectors), forces.to(positions.dtype).contiguous()
+        if self.fault == "inputs":
+            with torch.no_grad():
+                positions[0, 0] += 1e-8
+        return energy, forces
+
+    @torch.jit.export
+    def energy_and_forces(
+        self, positions: torch.Tensor, atomic_numbers: torch.Tensor, box_vectors: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.energy(positions, atomic_numbers, box_vectors), self.forward(positions.detach(), atomic_numbers, box_vectors)[1]
+
+    @torch.jit.export
+    def conservative_and_direct(
+        self, positions: torch.Tensor, atomic_numbers: torch.Tensor, box_vectors: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        energy, direct = self.forward(positions.detach(), atomic_numbers, box_vectors)
+        conservative = self.pairs(positions.detach(), box_vectors)[1].sum(1).to(positions.dtype)
+        if self.fault == "gradient":
+            conservative = 1.001 * conservative
+        if self.fault == "other":
+            direct = 1.001 * direct
+        return energy, conservative, direct
+
+
+FIXED_AXIS = {"equivariance under rotation", "equivariance under reflection"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        ("none", set()),
+        ("form", {"outputs have the wrong dtype, shape or layout"}),
+        ("order", {"equivariance under permutation", "net force"}),
+        ("push", {*FIXED_AXIS, "one atom: force", "net force"}),
+        # It turns about the middle of all atoms, which lattice vectors move.
+        ("twist", {*FIXED_AXIS, "net torque", "atoms moved by lattice vectors: forces"}),
+        ("alone", {"one atom: force"}),
+        ("range", {"two far molecules: energies add up"}),
+        ("box", {"atoms moved by lattice vectors: energy", "atoms moved by lattice vectors: forces"}),
+        ("gradient", {"conservative forces = -dE/dx by autograd", "conservative forces in a box = -dE/dx by autograd"}),
+        ("other", {"direct forces, with conservative forces or without", "direct forces in a box, with conservative forces or without"}),
+    ],
+)
+def test_every_fault_is_found(fault, expected, tmp_path):
+    """And nothing else is: each check tells what it says."""
+    checks = validate_model(write_model(Faulty(fault), tmp_path / "model.pt"), with_openmm=False)
+    for precision in ("float32", "float64"):
+        failed = [c.name for c in checks if not c.passed and precision in c.name]
+        assert {
+            name.rpartition(" (")[0].removesuffix(", relative").removesuffix(", kJ/mol/nm").removesuffix(", kJ/mol") for name in failed
+        } == expected
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        ("memory", {"calls 1 to 30 agree, kJ/mol/nm"}),
+        ("inputs", {"inputs are changed"}),
+        ("place", {"equivariance under translation, relative", "conservative forces = -dE/dx by autograd, kJ/mol/nm"}),
+    ],
+)
+def test_faults_that_spread(fault, expected, tmp_path):
+    """What spoils other checks too is named among them."""
+    checks = validate_model(write_model(Faulty(fault), tmp_path / "model.pt"), with_openmm=False)
+    for precision in ("float32", "float64"):
+        assert expected <= {c.name.rpartition(" (")[0] for c in checks if not c.passed and precision in c.name}
