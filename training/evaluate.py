@@ -85,13 +85,18 @@ def _exported_evaluator(path: str) -> Evaluator:
         for s in _each_molecule(batch):
             x = batch.positions[s].to(torch.float64) / ANGSTROM_PER_NM
             z = of_species[batch.species[s]]
-            e, f = model(x, z, None)
-            energies.append(e / KJ_PER_MOL_PER_EV)
+            if not conservative:
+                e, f = model(x, z, None)
+            elif hasattr(model, "conservative_and_direct"):
+                e, g, f = model.conservative_and_direct(x, z, None)
+            else:
+                leaf = x.clone().requires_grad_(True)
+                e, f = model.energy_and_forces(leaf, z, None)
+                g = -torch.autograd.grad([e], [leaf])[0]
+            energies.append(e.detach() / KJ_PER_MOL_PER_EV)
             direct.append(f / KJ_PER_MOL_PER_EV / ANGSTROM_PER_NM)
             if conservative:
-                leaf = x.clone().requires_grad_(True)
-                (g,) = torch.autograd.grad([model.energy(leaf, z, None)], [leaf])
-                gradient.append(-g / KJ_PER_MOL_PER_EV / ANGSTROM_PER_NM)
+                gradient.append(g / KJ_PER_MOL_PER_EV / ANGSTROM_PER_NM)
         return torch.stack(energies), torch.cat(direct), torch.cat(gradient) if conservative else None
 
     self_energies = {s: e / KJ_PER_MOL_PER_EV for s, e in metadata.self_energies.items()}
