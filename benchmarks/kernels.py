@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.records import save, settings_of
 from training.fused.attention import FusedAttention
-from training.fused.edges import FusedGeometry
+from training.fused.edges import FusedGeometry, make_edges
 from training.fused.network import N_INTERVALS
 from training.fused.spline import SplineBasis
 from training.network.attention import EquivariantAttention
@@ -48,7 +48,7 @@ def main():
     basis_kernels, kernels = BasisKernels(2, natural_parity=False), RadialKernels(c, c, 2, False, N_BASIS, HIDDEN)
     trained = EquivariantAttention(c, c, arguments.channels, 8, N_BASIS, HIDDEN).double()
     fused = FusedAttention(trained, BesselBasis(N_BASIS, CUTOFF), N_INTERVALS).float()
-    edges, spline = FusedGeometry(CUTOFF).float(), SplineBasis(CUTOFF, N_INTERVALS)
+    geometry, spline = FusedGeometry(CUTOFF).float(), SplineBasis(CUTOFF, N_INTERVALS)
     value = torch.cat(features, dim=1)
 
     def full(part):
@@ -57,8 +57,8 @@ def main():
         return kernels(sender, scalars, basis_kernels(direction[part]))
 
     def inference(part):
-        geometry = edges(displacement[part], mask[part])
-        return fused(value[part], value, neighbors[part], spline(geometry[0].reshape(-1)), geometry[2], geometry[3])
+        distance, _, coupling, log_cutoff = geometry(displacement[part], mask[part])
+        return fused(value[part], value, make_edges(neighbors[part], spline(distance.view(-1)), coupling, log_cutoff))
 
     times = {"full kernels": [], "inference form": []}
     with torch.no_grad():

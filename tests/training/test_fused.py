@@ -7,6 +7,7 @@ import torch
 from tests.training.helpers import NUMBERS, all_pairs, random_cluster, random_orthogonal, small_network
 from training.exported import ExportedModel
 from training.fused import FusedTransformer
+from training.fused.edges import EdgeCotangents, cotangents_in_portions, in_portions, make_edges
 from training.fused.repulsion import TabulatedRepulsion
 from training.fused.spline import SplineBasis, SplineTable, spline_table
 from training.network.repulsion import ScreenedRepulsion
@@ -44,10 +45,10 @@ class TestSpline:
         r = torch.rand(2000, dtype=torch.float64) * 5
         r[:3] = torch.tensor([0.0, 5.0, 5.0 / 1024 * 7])
         r.requires_grad_(True)
-        values = table(*basis(r))[:, 0]
+        values = table(basis(r))[:, 0]
         assert float((values - self.function(r)).abs().max()) < 2e-8  # differences rounded to float32 add up
         for column in range(2):
-            (got,) = torch.autograd.grad(table(*basis(r))[:, 0, column].sum(), r)
+            (got,) = torch.autograd.grad(table(basis(r))[:, 0, column].sum(), r)
             (expected,) = torch.autograd.grad(self.function(r)[:, column].sum(), r)
             assert float((got - expected).abs().max()) < 1e-6
 
@@ -56,7 +57,7 @@ class TestSpline:
         for n in (32, 64):
             table, basis = SplineTable(*spline_table(self.function, 5.0, n)), SplineBasis(5.0, n).double()
             r = torch.linspace(0, 5, 3001, dtype=torch.float64)
-            errors.append(float((table(*basis(r))[:, 0] - self.function(r)).abs().max()))
+            errors.append(float((table(basis(r))[:, 0] - self.function(r)).abs().max()))
         assert 12 < errors[0] / errors[1] < 20
 
     def test_value_slope_and_curvature_are_continuous_at_the_nodes(self):
@@ -64,7 +65,7 @@ class TestSpline:
 
         def derivatives(r0):
             r = torch.tensor([r0], dtype=torch.float64, requires_grad=True)
-            value = table(*basis(r))[0, 0, 0]
+            value = table(basis(r))[0, 0, 0]
             (slope,) = torch.autograd.grad(value, r)
             return float(value), float(slope)
 
@@ -83,8 +84,8 @@ class TestSpline:
         h = 1e-11
 
         def jumps():
-            below, above = table(*basis(nodes - h)), table(*basis(nodes + h))
-            return float((above - below - 2 * h * table(*basis(nodes, True))[:, 1:] * basis.per_length).abs().max())
+            below, above = table(basis(nodes - h)), table(basis(nodes + h))
+            return float((above - below - 2 * h * table(basis(nodes, True))[:, 1:] * basis.per_length).abs().max())
 
         assert jumps() < 1e-11
         table.residues.zero_()
@@ -93,9 +94,9 @@ class TestSpline:
     def test_slopes_are_the_derivatives_of_the_table(self):
         table, basis = SplineTable(*spline_table(self.function, 5.0, 64)), SplineBasis(5.0, 64).double()
         r = (torch.rand(50, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 5).requires_grad_(True)
-        both = table(*basis(r, True)).detach()
+        both = table(basis(r, True)).detach()
         for column in range(2):
-            values = table(*basis(r))[:, 0, column]
+            values = table(basis(r))[:, 0, column]
             assert torch.equal(both[:, 0, column], values)
             (expected,) = torch.autograd.grad(values.sum(), r)
             torch.testing.assert_close(both[:, 1, column] * basis.per_length, expected, rtol=1e-12, atol=1e-12)
@@ -138,8 +139,7 @@ def test_portions_of_receivers_change_nothing():
     species, positions = random_cluster(20, spread=2.0)
     neighbors, mask = all_pairs(positions, fused.cutoff)
     whole = outputs_and_gradient(fused, species, positions, neighbors, mask)
-    for layer in [*fused.layers, fused.last]:
-        layer.edges_at_once_cpu = 3 * neighbors.shape[1] + 1
+    fused.edges_at_once_cpu = 3 * neighbors.shape[1] + 1
     for a, b in zip(outputs_and_gradient(fused, species, positions, neighbors, mask), whole, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
@@ -222,36 +222,55 @@ class TestAdjointsOfEdges:
     def test_geometry(self, network):
         displacement, _, mask = self.edges(network)
         distance, u, coupling, log_cutoff = network.geometry(displacement, mask)
-        block = coupling[:, 1:, 1:]
-        g, total = cotangents([distance, block, log_cutoff.squeeze(2)])
-        assert_gradients([network.geometry.adjoint(distance, u, mask, *g)], total, [displacement])
+        block = coupling.view(self.n, self.k, 6, 9)[:, :, 1:, 1:].transpose(1, 2)
+        (g_distance, g_block, g_log), total = cotangents([distance, block, log_cutoff.squeeze(2)])
+        got = network.geometry.adjoint(distance, u, mask, g_distance, EdgeCotangents(torch.zeros_like(g_log), g_block, g_log))
+        assert_gradients([got], total, [displacement])
 
     @pytest.mark.parametrize("layer", [0, 1, 2])
     def test_attention(self, network, layer):
         """Degree 0 in; 2 in and out; 2 in, 1 out."""
         displacement, neighbors, mask = self.edges(network)
-        distance, _, coupling, log_cutoff = (x.detach().requires_grad_(True) for x in network.geometry(displacement, mask))
         block = [*network.layers, network.last][layer]
         module, c = block.attention, block.channels
         value = randn(self.n, sum(block.components), c, seed=5).requires_grad_(True)
         query = randn(self.n, block.asked, c, seed=6).requires_grad_(True)
-        gathered, _, _ = module(query, value, neighbors, network.spline(distance.view(-1)), coupling, log_cutoff)
+        distance, u, coupling, log_cutoff = network.geometry(displacement, mask)
+        gathered, _, _ = module(query, value, make_edges(neighbors, network.spline(distance.view(-1)), coupling, log_cutoff))
         (g,), total = cotangents([gathered])
-        inputs = [distance, coupling, log_cutoff] if layer == 0 else [distance, coupling, log_cutoff, value, query]
         with torch.no_grad():
-            again, alpha, made = module(query, value, neighbors, network.spline(distance.view(-1), True), coupling, log_cutoff)
-            g_value, g_slots = torch.zeros_like(value), torch.zeros(self.n * self.k, dtype=torch.float64)
-            g_block, g_log = torch.zeros(self.n * self.k, 5, 8, dtype=torch.float64), torch.zeros(self.n, self.k, dtype=torch.float64)
-            g_query = module.adjoint(made, alpha, again, query, neighbors, coupling, g, g_value, g_slots, g_block, g_log)
+            edges = make_edges(neighbors, network.spline(distance.view(-1), True), coupling, log_cutoff)
+            again, alpha, made = module(query, value, edges)
+            g_value, g_edges = torch.zeros_like(value), network.geometry.no_cotangents(log_cutoff)
+            g_query = module.adjoint(made, alpha, again, query, edges, g, g_value, g_edges)
+            g_displacement = network.geometry.adjoint(distance, u, mask, g_edges.slots * network.spline.per_length, g_edges)
         assert torch.equal(again, gathered)
-        expected = torch.autograd.grad(total, inputs)
-        g_coupling = torch.nn.functional.pad(g_block, (1, 0, 1, 0))
-        # What autograd finds for the zeros and the one of A leads to no position.
-        possible = network.geometry.expansion[1:].abs().sum(0) > 0
-        got = [g_slots.view(self.n, self.k) * network.spline.per_length, g_coupling * possible, g_log.unsqueeze(2), g_value, g_query]
-        for i, (a, b) in enumerate(zip(got, expected, strict=False)):
-            b = b * possible if i == 1 else b
-            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12 * float(b.abs().max()))
+        if layer == 0:  # its values and queries do not depend on the positions
+            assert_gradients([g_displacement], total, [displacement])
+        else:
+            assert_gradients([g_displacement, g_value, g_query], total, [displacement, value, query])
+
+    def test_portions_are_as_wide_as_their_neighbors(self, network):
+        displacement, neighbors, mask = self.edges(network)
+        mask[1, 2:], mask[2], mask[3] = False, False, True
+        distance, _, coupling, log_cutoff = network.geometry(displacement, mask)
+        whole = (neighbors, network.spline(distance.view(-1), True), coupling, log_cutoff)
+        portions = in_portions(*whole, mask, 2)
+        places = cotangents_in_portions(network.geometry.no_cotangents(log_cutoff), portions)
+        widths = [int((m * torch.arange(1, self.k + 1)).max()) for m in mask.split(2)]
+        assert [p.neighbors.shape for p in portions] == [(2, widths[0]), (2, self.k), (1, widths[2])]
+        assert [tuple(p.coupling.shape) for p in places] == [(2, 5, widths[0], 8), (2, 5, self.k, 8), (1, 5, widths[2], 8)]
+        for i, portion in enumerate(portions):
+            of = slice(2 * i, 2 * i + 2), slice(0, widths[i])
+            assert torch.equal(portion.neighbors, neighbors[of])
+            assert torch.equal(portion.log_cutoff, log_cutoff[of])
+            a = coupling.view(self.n, self.k, 6, 9)[of]
+            assert torch.equal(portion.coupling, a.reshape(-1, 6, 9))
+            assert torch.equal(portion.lift, a.transpose(1, 2))
+            alone = network.spline(distance[of].reshape(-1), True)
+            assert all(torch.equal(a, b) for a, b in zip(portion.spline, alone, strict=True))
+        assert in_portions(*whole, torch.zeros_like(mask), 4)[0].neighbors.shape == (4, 1)  # no neighbour at all
+        assert in_portions(*whole, mask, self.n)[0].neighbors is neighbors
 
 
 @pytest.fixture(scope="module")
@@ -309,11 +328,9 @@ class TestGradient:
         arguments = self.edges(20, of_any_depth.cutoff)
         expected = of_any_depth.energy_and_gradient(*arguments)
         in_portions = copy_of()
-        for layer in [*in_portions.layers, in_portions.last]:
-            layer.edges_kept_cpu, layer.edges_at_once_cpu = 0, 3 * arguments[2].shape[1] + 1  # the last portion is not full
+        in_portions.edges_kept_cpu, in_portions.edges_at_once_cpu = 0, 3 * arguments[2].shape[1] + 1  # the last portion is not full
         whole = copy_of()
-        for layer in [*whole.layers, whole.last]:
-            layer.edges_kept_cpu = 0
+        whole.edges_kept_cpu = 0
         for other in (torch.jit.script(in_portions), in_portions, whole):
             for a, b in zip(other.energy_and_gradient(*arguments), expected, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12 * float(b.abs().max()))
@@ -351,8 +368,7 @@ class TestGradient:
 def exported(request):
     """A model whose messages are made in portions of 512 edges, as it is, scripted, and frozen as in OpenMM."""
     model = ExportedModel(seasoned_network(num_layers=request.param), NUMBERS).double().eval()
-    for layer in [*model.network.layers, model.network.last]:
-        layer.edges_at_once_cpu = layer.edges_kept_cpu = 512
+    model.network.edges_at_once_cpu = model.network.edges_kept_cpu = 512
     scripted = torch.jit.script(model)
     return model, scripted, torch.jit.freeze(scripted, preserved_attrs=["conservative_and_direct"])
 

@@ -11,13 +11,18 @@ A F = (s, u.v, u.(T u), T u), and one radial weight psi(r) per path and channel,
 Messages are never formed: their product with a query q is q . D + (A q) . L, and their sum over neighbours sum_j a D + sum_j A^T (a L),
 where A q and the second sum are one matrix product for each receiver.
 
-The gradient needs D and L also with the derivatives psi'(r) of the radial functions; the index m of the tensors below numbers the two
-kinds, values first. Where only values are wanted, m is 0 alone.
+The gradient needs the derivatives psi'(r) of the radial functions too; the index m of the tensors below numbers the two kinds, values
+first. Where only values are wanted, m is 0 alone.
+
+What is made of edges has the components before the neighbours, ``(n, components, k, c)`` for n receivers of k neighbours: then what broadcasts over
+components is k c numbers in a row, not c, which on a processor is several times as fast; and A q, of all neighbours of a receiver, comes
+in that order from one product.
 """
 
 import torch
 from torch import Tensor, nn
 
+from training.fused.edges import EdgeCotangents, Edges
 from training.fused.spline import SplineTable, spline_table
 from training.network.attention import EquivariantAttention
 from training.network.radial import BesselBasis
@@ -30,6 +35,11 @@ def _kernel_table(attention: EquivariantAttention, basis: BesselBasis, n_interva
         return radial(basis(distance).view(1, len(distance), -1)).reshape(len(distance), -1)
 
     return SplineTable(*spline_table(psi, basis.cutoff, n_intervals))
+
+
+def _by_component(of_edges: Tensor, n: int, k: int, channels: int) -> Tensor:
+    """``(n k, ...)`` with the channels last to ``(n, components, k, channels)``."""
+    return of_edges.view(n, k, -1, channels).transpose(1, 2).contiguous()
 
 
 class ChannelSoftmax(nn.Module):
@@ -55,7 +65,8 @@ class ChannelSoftmax(nn.Module):
 
     def forward(self, products: Tensor, log_cutoff: Tensor) -> Tensor:
         """Products q_c k_c ``(n, k, channels)`` and log c ``(n, k, 1)`` to weights ``(n, k, channels)``."""
-        logits = torch.matmul(products, self.sum_in_head) + log_cutoff
+        flat = torch.addmm(log_cutoff.reshape(-1, 1), products.view(-1, products.shape[2]), self.sum_in_head)
+        logits = flat.view(products.shape)
         with_sink = torch.cat([self.sink.expand(logits.shape[0], 1, logits.shape[2]), logits], dim=1)
         return torch.softmax(with_sink, dim=1).narrow(1, 1, products.shape[1])
 
@@ -99,22 +110,20 @@ class FusedFirstAttention(nn.Module):
         self.table = _kernel_table(attention, basis, n_intervals)
         self.softmax = ChannelSoftmax(attention)
 
-    def forward(
-        self, query: Tensor, value: Tensor, neighbors: Tensor, spline: tuple[Tensor, Tensor, Tensor], coupling: Tensor, log_cutoff: Tensor
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def forward(self, query: Tensor, value: Tensor, edges: Edges) -> tuple[Tensor, Tensor, list[Tensor]]:
         """As `FusedAttention.forward`; query ``(n, 1, c)`` of these receivers and value ``(n_atoms, 1, c)``."""
-        n, k, c = neighbors.shape[0], neighbors.shape[1], self.channels
-        made = self.make(query, value, neighbors, spline, coupling)
-        values = made[0].select(1, 0).view(n, k, 3, c)
-        alpha = self.softmax(query * values.select(2, 0), log_cutoff)
-        return torch.bmm(made[1].transpose(1, 2), (values * alpha.unsqueeze(2)).view(n, k * 3, c)), alpha, made
+        n, k, c = edges.neighbors.shape[0], edges.neighbors.shape[1], self.channels
+        made = self.make(query, value, edges)
+        values = made[0].select(1, 0)
+        alpha = self.softmax(query * values.select(1, 0), edges.log_cutoff)
+        return torch.bmm(made[1].transpose(1, 2), (values * alpha.unsqueeze(1)).view(n, 3 * k, c)), alpha, made
 
-    def make(self, query: Tensor, value: Tensor, neighbors: Tensor, spline: tuple[Tensor, Tensor, Tensor], coupling: Tensor) -> list[Tensor]:
-        """As `FusedAttention.make`: o ``(e, m, 3, c)``, and the rows of A for it ``(n, 3 k, 9)``."""
-        n, k = neighbors.shape[0], neighbors.shape[1]
-        sender = value.index_select(0, neighbors.reshape(-1)).unsqueeze(1)  # (e, 1, 1, c)
-        orders = self.table(spline[0], spline[1], spline[2]).view(n * k, -1, 3, self.channels) * sender
-        return [orders, coupling.narrow(1, 0, 3).reshape(n, k * 3, -1)]
+    def make(self, query: Tensor, value: Tensor, edges: Edges) -> list[Tensor]:
+        """As `FusedAttention.make`: o ``(n, m, 3, k, c)``, and the rows of A for it ``(n, 3 k, 9)``."""
+        n, k, c = edges.neighbors.shape[0], edges.neighbors.shape[1], self.channels
+        sender = value.index_select(0, edges.neighbors.view(-1)).view(n, 1, 1, k, c)
+        psi = _by_component(self.table(edges.spline), n, k, c)
+        return [psi.view(n, -1, 3, k, c) * sender, edges.lift.narrow(1, 0, 3).view(n, 3 * k, 9)]
 
     def adjoint(
         self,
@@ -122,28 +131,26 @@ class FusedFirstAttention(nn.Module):
         alpha: Tensor,
         gathered: Tensor,
         query: Tensor,
-        neighbors: Tensor,
-        coupling: Tensor,
+        edges: Edges,
         g: Tensor,
         g_value: Tensor,
-        g_slots: Tensor,
-        g_coupling: Tensor,
-        g_log_cutoff: Tensor,
+        g_edges: EdgeCotangents,
     ) -> Tensor:
         """As `FusedAttention.adjoint`; nothing is added to the cotangent of the values, and that of the query is an empty tensor."""
         orders, lift = made[0], made[1]
-        n, k, c = neighbors.shape[0], neighbors.shape[1], self.channels
-        values = orders.select(1, 0).view(n, k, 3, c)
-        lifted = torch.bmm(lift, g).view(n, k, 3, c)
-        g_alpha = (lifted * values).sum(2)
+        n, k, c = edges.neighbors.shape[0], edges.neighbors.shape[1], self.channels
+        values = orders.select(1, 0)
+        lifted = torch.bmm(lift, g).view(n, 3, k, c)
+        g_alpha = (lifted * values).sum(1)
         g_products, g_logarithm = self.softmax.adjoint(alpha, g_alpha, (g * gathered).sum(1, keepdim=True))
-        g_orders = lifted * alpha.unsqueeze(2)
-        g_orders.select(2, 0).addcmul_(g_products, query)
-        g_slots.add_((g_orders.view(n * k, 3, c) * orders.select(1, 1)).sum([1, 2]))
-        g_log_cutoff.add_(g_logarithm)
+        w = alpha.unsqueeze(1)
+        g_orders = lifted * w
+        g_orders.select(1, 0).addcmul_(g_products, query)
+        g_edges.slots.add_((g_orders * orders.select(1, 1)).sum(1).sum(2))
+        g_edges.log_cutoff.add_(g_logarithm)
         # Rows o_1 and o_2 of A hold u and y alone.
-        outer = torch.bmm((values * alpha.unsqueeze(2)).view(n, k * 3, c), g.transpose(1, 2)).view(n * k, 3, -1)
-        g_coupling.narrow(1, 0, 2).add_(outer.narrow(1, 1, 2).narrow(2, 1, 8))
+        outer = torch.bmm((values.narrow(1, 1, 2) * w).view(n, 2 * k, c), g.transpose(1, 2)).view(n, 2, k, -1)
+        g_edges.coupling.narrow(1, 0, 2).add_(outer.narrow(3, 1, 8))
         return torch.empty(0, device=g.device)
 
 
@@ -173,9 +180,7 @@ class FusedAttention(nn.Module):
         self.rows = 6 if self.degree_out == 2 else 2
         self.columns = self.n_out * self.n_out
 
-    def forward(
-        self, query: Tensor, value: Tensor, neighbors: Tensor, spline: tuple[Tensor, Tensor, Tensor], coupling: Tensor, log_cutoff: Tensor
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def forward(self, query: Tensor, value: Tensor, edges: Edges) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Gather the weighted messages of some receivers.
 
         Parameters
@@ -184,61 +189,57 @@ class FusedAttention(nn.Module):
             ``(n, components_out, c)`` of the n receivers.
         value : Tensor
             ``(n_atoms, 9, c)`` of all atoms.
-        neighbors : Tensor
-            ``(n, k)`` int64.
-        spline : tuple of Tensor
-            Rows, weights and starts of `SplineBasis` for the e = n k edges; with slopes if `adjoint` is to follow.
-        coupling, log_cutoff : Tensor
-            ``(e, 6, 9)`` and ``(n, k, 1)`` of `FusedGeometry`.
+        edges : Edges
+            Of these receivers; the spline with slopes if `adjoint` is to follow.
 
         Returns
         -------
         tuple of Tensor, Tensor and list of Tensor
             The sum ``(n, components_out, c)``, the weights ``(n, k, c)``, and what `make` gives.
         """
-        n, k, c = neighbors.shape[0], neighbors.shape[1], self.channels
-        made = self.make(query, value, neighbors, spline, coupling)
-        d, low = made[2].select(1, 0).view(n, k, -1, c), made[3].select(1, 0).view(n, k, -1, c)
-        rest = query.narrow(1, 1, self.columns - 1).unsqueeze(1)
-        alpha = self.softmax((made[5] * low).sum(2) + (rest * d).sum(2), log_cutoff)
-        return self._gather(alpha, made[4], d, low), alpha, made
+        made = self.make(query, value, edges)
+        direct, low, lift, asked = made[3], made[4], made[5], made[6]
+        rest = query.narrow(1, 1, self.columns - 1).unsqueeze(2)
+        alpha = self.softmax((asked * low).sum(1) + (rest * direct).sum(1), edges.log_cutoff)
+        return self._gather(alpha, lift, direct, low), alpha, made
 
-    def make(self, query: Tensor, value: Tensor, neighbors: Tensor, spline: tuple[Tensor, Tensor, Tensor], coupling: Tensor) -> list[Tensor]:
+    def make(self, query: Tensor, value: Tensor, edges: Edges) -> list[Tensor]:
         """What is made of the edges before the softmax, arguments as `forward`; `adjoint` needs it.
 
         Returns
         -------
         list of Tensor
-            F ``(e, 9, c)``, psi ``(e, m, paths, c)``, D ``(e, m, components_out - 1, c)``, L ``(e, m, rows, c)``, the part
-            of A that acts on L ``(n, k rows, components_out)``, and A q ``(n, k, rows, c)``.
+            F ``(n, 9, k, c)`` and A F ``(n, 6, k, c)``, both as views that have the components last but one in memory; psi ``(n, m, paths, k, c)``,
+            D ``(n, components_out - 1, k, c)``, L ``(n, rows, k, c)``, the part of A that acts on L ``(n, rows k, components_out)``, and
+            A q ``(n, rows, k, c)``.
         """
-        n, k, c = neighbors.shape[0], neighbors.shape[1], self.channels
-        sender = value.index_select(0, neighbors.reshape(-1))
-        contracted = torch.bmm(coupling, sender)
-        psi = self.table(spline[0], spline[1], spline[2]).view(n * k, -1, self.n_paths, c)
-        direct, lifted = self._parts(psi, sender, contracted)
-        lift = coupling if self.degree_out == 2 else coupling.narrow(1, 0, self.rows).narrow(2, 0, self.columns)
-        lift = lift.reshape(n, k * self.rows, self.columns)
-        return [sender, psi, direct, lifted, lift, torch.bmm(lift, query).view(n, k, self.rows, c)]
+        n, k, c = edges.neighbors.shape[0], edges.neighbors.shape[1], self.channels
+        sender = value.index_select(0, edges.neighbors.view(-1))
+        contracted = torch.bmm(edges.coupling, sender).view(n, k, 6, c).transpose(1, 2)
+        psi = _by_component(self.table(edges.spline), n, k, c).view(n, -1, self.n_paths, k, c)
+        sender = sender.view(n, k, 9, c).transpose(1, 2)
+        direct, low = self._parts(psi.select(1, 0), sender, contracted)
+        lift = edges.lift.narrow(1, 0, self.rows).view(n, self.rows * k, 9).narrow(2, 0, self.columns)
+        return [sender, contracted, psi, direct, low, lift, torch.bmm(lift, query).view(n, self.rows, k, c)]
 
     def _parts(self, psi: Tensor, sender: Tensor, contracted: Tensor) -> tuple[Tensor, Tensor]:
         """D and L."""
-        e, m, c = psi.shape[0], psi.shape[1], self.channels
-        psi0, psi1, psi2 = psi.split(self.sections, dim=2)
-        orders = (psi0.view(e, m, 3, self.n_out, c) * contracted.narrow(1, 0, 3).view(e, 1, 3, 1, c)).sum(2)
-        psi1 = psi1.view(e, m, self.degree_out, 2, 1, c)
-        vectors = psi1.select(3, 0) * sender.narrow(1, 1, 3).view(e, 1, 1, 3, c)
-        vectors = torch.addcmul(vectors, psi1.select(3, 1), contracted.narrow(1, 3, 3).view(e, 1, 1, 3, c))
+        n, k, c = psi.shape[0], psi.shape[2], self.channels
+        psi0, psi1, psi2 = psi.split(self.sections, dim=1)
+        orders = (psi0.view(n, 3, self.n_out, k, c) * contracted.narrow(1, 0, 3).unsqueeze(2)).sum(1)
+        psi1 = psi1.view(n, self.degree_out, 2, 1, k, c)
+        vectors = psi1.select(2, 0) * sender.narrow(1, 1, 3).unsqueeze(1)
+        vectors = torch.addcmul(vectors, psi1.select(2, 1), contracted.narrow(1, 3, 3).unsqueeze(1))
         if self.degree_out == 1:
-            return vectors.select(2, 0), orders
-        tensors = psi2 * sender.narrow(1, 4, 5).unsqueeze(1)
-        return torch.cat([vectors.select(2, 0), tensors], dim=2), torch.cat([orders, vectors.select(2, 1)], dim=2)
+            return vectors.select(1, 0), orders
+        tensors = psi2 * sender.narrow(1, 4, 5)
+        return torch.cat([vectors.select(1, 0), tensors], dim=1), torch.cat([orders, vectors.select(1, 1)], dim=1)
 
-    def _gather(self, weights: Tensor, lift: Tensor, direct: Tensor, lifted: Tensor) -> Tensor:
+    def _gather(self, weights: Tensor, lift: Tensor, direct: Tensor, low: Tensor) -> Tensor:
         """sum_j w D + A^T (w L) with weights ``(n, k, c)``: ``(n, components_out, c)``."""
-        w = weights.unsqueeze(2)
-        out = torch.bmm(lift.transpose(1, 2), (lifted * w).view(lift.shape[0], lift.shape[1], -1))
-        out.narrow(1, 1, self.columns - 1).add_((direct * w).sum(1))
+        w = weights.unsqueeze(1)
+        out = torch.bmm(lift.transpose(1, 2), (low * w).view(lift.shape[0], lift.shape[1], -1))
+        out.narrow(1, 1, self.columns - 1).add_((direct * w).sum(2))
         return out
 
     def adjoint(
@@ -247,13 +248,10 @@ class FusedAttention(nn.Module):
         alpha: Tensor,
         gathered: Tensor,
         query: Tensor,
-        neighbors: Tensor,
-        coupling: Tensor,
+        edges: Edges,
         g: Tensor,
         g_value: Tensor,
-        g_slots: Tensor,
-        g_coupling: Tensor,
-        g_log_cutoff: Tensor,
+        g_edges: EdgeCotangents,
     ) -> Tensor:
         """Cotangents of all that `forward` was given.
 
@@ -266,48 +264,64 @@ class FusedAttention(nn.Module):
             From `forward`, or again from `make`, with slopes.
         alpha, gathered : Tensor
             Weights and result of `forward`.
-        query, neighbors, coupling : Tensor
-            As given to `forward`.
+        query, edges
+            As given to `forward`, the spline with slopes.
         g : Tensor
             ``(n, components_out, c)``, cotangent of the result.
         g_value : Tensor
             ``(n_atoms, 9, c)``, to which the cotangent of the values is added.
-        g_slots, g_coupling, g_log_cutoff : Tensor
-            ``(e,)``, ``(e, 5, 8)`` and ``(n, k)``, to which those of the distance in units of the spline's interval, of the coupling matrix
-            without its first row and column, and of the logarithm of the envelope are added.
+        g_edges : EdgeCotangents
+            To which those of the edges are added.
 
         Returns
         -------
         Tensor
             Cotangent of the query, of its shape.
         """
-        sender, psi, direct, lifted, lift, asked = made[0], made[1], made[2], made[3], made[4], made[5]
-        n, k, c = neighbors.shape[0], neighbors.shape[1], self.channels
-        e = n * k
-        d, low = direct.select(1, 0).view(n, k, -1, c), lifted.select(1, 0).view(n, k, -1, c)
-        rest, g_rest = query.narrow(1, 1, self.columns - 1).unsqueeze(1), g.narrow(1, 1, self.columns - 1).unsqueeze(1)
-        g_asked = torch.bmm(lift, g).view(n, k, self.rows, c)
-        g_alpha = (g_asked * low).sum(2) + (g_rest * d).sum(2)
+        sender, psi, direct, low, lift, asked = made[0], made[2], made[3], made[4], made[5], made[6]
+        n, k, c = edges.neighbors.shape[0], edges.neighbors.shape[1], self.channels
+        rest, g_rest = query.narrow(1, 1, self.columns - 1).unsqueeze(2), g.narrow(1, 1, self.columns - 1).unsqueeze(2)
+        g_asked = torch.bmm(lift, g).view(n, self.rows, k, c)
+        g_alpha = (g_asked * low).sum(1) + (g_rest * direct).sum(1)
         g_products, g_logarithm = self.softmax.adjoint(alpha, g_alpha, (g * gathered).sum(1, keepdim=True))
-        g_log_cutoff.add_(g_logarithm)
-        g_query = self._gather(g_products, lift, d, low)
-        w, s = alpha.unsqueeze(2), g_products.unsqueeze(2)
-        g_low = torch.addcmul(g_asked * w, asked, s).view(e, self.rows, c)
-        g_direct = torch.addcmul(g_rest * w, rest, s).view(e, self.columns - 1, c)
-        g_slots.add_((g_low * lifted.select(1, 1)).sum([1, 2])).add_((g_direct * direct.select(1, 1)).sum([1, 2]))
-        outer = torch.bmm(lifted.select(1, 0).narrow(1, 1, self.rows - 1), g_direct.transpose(1, 2))
-        g_coupling.narrow(1, 0, self.rows - 1).narrow(2, 0, self.columns - 1).add_(outer)
-        psi0, psi1, psi2 = psi.select(1, 0).split(self.sections, dim=1)
-        g_scalars = (psi0.view(e, 3, self.n_out, c) * g_low.narrow(1, 0, self.n_out).unsqueeze(1)).sum(2)
-        psi1 = psi1.view(e, self.degree_out, 2, 1, c)
-        g_vectors = psi1.select(1, 0) * g_direct.narrow(1, 0, 3).unsqueeze(1)  # (e, 2, 3, c): of v and of T u
+        g_edges.log_cutoff.add_(g_logarithm)
+        w, s = alpha.unsqueeze(1), g_products.unsqueeze(1)
+        low_w, low_s = (low * w).view(n, -1, c), (low * s).view(n, -1, c)
+        g_query = torch.bmm(lift.transpose(1, 2), low_s)
+        g_query.narrow(1, 1, self.columns - 1).add_((direct * s).sum(2))
+        # A as it builds messages: g_A = L g_M^T.
+        outer = torch.baddbmm(torch.bmm(low_w, g.transpose(1, 2)), low_s, query.transpose(1, 2)).view(n, self.rows, k, self.columns)
+        inner = outer.narrow(1, 1, self.rows - 1).narrow(3, 1, self.columns - 1)
+        g_edges.coupling.narrow(1, 0, self.rows - 1).narrow(3, 0, self.columns - 1).add_(inner)
+        g_low = g_asked.mul_(w).addcmul_(asked, s)
+        g_direct = (g_rest * w).addcmul_(rest, s)
+        contracted = made[1].contiguous()
+        vectors = torch.stack([sender.narrow(1, 1, 3), contracted.narrow(1, 3, 3)], dim=1)  # v and T u, (n, 2, 3, k, c)
+        psi0, psi1, psi2 = psi.split(self.sections, dim=2)
+        # Both with psi, which gives the cotangents of A F and F, and with psi', which gives that of the distance.
+        psi0, g_orders = psi0.view(n, 2, 3, self.n_out, k, c), g_low.narrow(1, 0, self.n_out).view(n, 1, 1, self.n_out, k, c)
+        g_scalars = psi0.select(3, 0) * g_orders.select(3, 0)
+        for order in range(1, self.n_out):
+            g_scalars.addcmul_(psi0.select(3, order), g_orders.select(3, order))
+        psi1 = psi1.view(n, 2, self.degree_out, 2, 1, k, c)
+        g_vectors = psi1.select(2, 0) * g_direct.narrow(1, 0, 3).view(n, 1, 1, 3, k, c)
         if self.degree_out == 2:
-            g_vectors = torch.addcmul(g_vectors, psi1.select(1, 1), g_low.narrow(1, 3, 3).unsqueeze(1))
-        g_contracted = torch.cat([g_scalars, g_vectors.select(1, 1)], dim=1)
-        g_coupling.baddbmm_(g_contracted.narrow(1, 1, 5), sender.narrow(1, 1, 8).transpose(1, 2))
-        g_sender = torch.bmm(coupling.transpose(1, 2), g_contracted)
+            g_vectors.addcmul_(psi1.select(2, 1), g_low.narrow(1, 3, 3).view(n, 1, 1, 3, k, c))
+        slope = (g_scalars.select(1, 1) * contracted.narrow(1, 0, 3)).sum(1) + (g_vectors.select(1, 1) * vectors).view(n, 6, k, c).sum(1)
+        g_scalars, g_vectors = g_scalars.select(1, 0), g_vectors.select(1, 0)
+        # A as it contracts. Of u.v it is v; u.(T u) depends on u through both its factors, by 2 T u; and T u by T.
+        g_u = torch.addcmul(g_scalars.narrow(1, 1, 1) * vectors.select(1, 0), g_scalars.narrow(1, 2, 1), vectors.select(1, 1), value=2.0).sum(3)
+        g_edges.coupling.select(1, 0).narrow(2, 0, 3).add_(g_u.transpose(1, 2))
+        g_turned = g_vectors.select(1, 1).permute([0, 2, 3, 1]).reshape(n * k, c, 3)
+        tensor = sender.narrow(1, 4, 5).transpose(1, 2).view(n * k, 5, c)
+        g_edges.coupling.narrow(1, 2, 3).narrow(3, 3, 5).add_(torch.bmm(tensor, g_turned).view(n, k, 5, 3).permute([0, 3, 1, 2]))
+        g_contracted = torch.cat([g_scalars.transpose(1, 2), g_vectors.select(1, 1).transpose(1, 2)], dim=2).view(n * k, 6, c)
+        g_sender = torch.bmm(edges.coupling.transpose(1, 2), g_contracted).view(n, k, 9, c).transpose(1, 2)
         g_sender.narrow(1, 1, 3).add_(g_vectors.select(1, 0))
         if self.degree_out == 2:
-            g_sender.narrow(1, 4, 5).addcmul_(psi2, g_direct.narrow(1, 3, 5))
-        g_value.index_add_(0, neighbors.reshape(-1), g_sender)
+            g_tensors = g_direct.narrow(1, 3, 5)
+            slope.add_((psi2.select(1, 1) * (sender.narrow(1, 4, 5) * g_tensors).sum(1, keepdim=True)).squeeze(1))
+            g_sender.narrow(1, 4, 5).addcmul_(psi2.select(1, 0), g_tensors)
+        g_edges.slots.add_(slope.sum(2))
+        g_value.index_add_(0, edges.neighbors.view(-1), g_sender.transpose(1, 2).view(n * k, 9, c))
         return g_query

@@ -7,17 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from training.fused.attention import FusedAttention, FusedFirstAttention
-from training.fused.edges import FusedGeometry
-from training.fused.nodes import AddedLinear, FusedReadout, FusedSelfInteraction, JointScale, MergedLinear
+from training.fused.edges import EdgeCotangents, Edges, FusedGeometry, cotangents_in_portions, in_order, in_portions, order_by_width, without_slopes
+from training.fused.nodes import AddedLinear, FusedReadout, FusedSelfInteraction, JointScale, MergedLinear, joined
 from training.fused.repulsion import TabulatedRepulsion
-from training.fused.spline import SplineBasis, values_alone
+from training.fused.spline import SplineBasis
 from training.network import SE3Transformer
 from training.network.radial import BesselBasis
 from training.network.transformer import TransformerLayer
 
 N_INTERVALS = 512
 #: Edges treated at once on a processor, so that what is made of them stays in its cache; on a GPU only memory bounds it.
-EDGES_AT_ONCE_CPU = 512
+EDGES_AT_ONCE_CPU = 1024
 EDGES_AT_ONCE_GPU = 2_000_000
 #: With more edges than these, the gradient computes the messages again, portion by portion, in place of keeping some 10 kB for each edge.
 EDGES_KEPT_CPU = 1024
@@ -25,16 +25,6 @@ EDGES_KEPT_GPU = 200_000
 #: Portions on a processor that the last layer goes there and back with at once: what atoms do on their own costs less for many, but the edges
 #: wait for it in memory. A portion of a GPU is large enough.
 PORTIONS_TURNED_CPU = 4
-
-
-def _edges(of_edges: Tensor, start: int, n: int, max_neighbors: int) -> Tensor:
-    """Rows of the edges of `n` receivers from `start` on."""
-    return of_edges.narrow(0, start * max_neighbors, n * max_neighbors)
-
-
-def _joined(portions: list[Tensor]) -> Tensor:
-    """All atoms again; a molecule is a single portion, and nothing is copied."""
-    return portions[0] if len(portions) == 1 else torch.cat(portions)
 
 
 class FusedLayer(nn.Module):
@@ -52,8 +42,6 @@ class FusedLayer(nn.Module):
         super().__init__()
         attention = layer.attention
         self.channels = attention.hidden_channels
-        self.edges_at_once_cpu, self.edges_at_once_gpu = EDGES_AT_ONCE_CPU, EDGES_AT_ONCE_GPU
-        self.edges_kept_cpu, self.edges_kept_gpu = EDGES_KEPT_CPU, EDGES_KEPT_GPU
         self.scale = JointScale(layer.norm)
         self.value_query = MergedLinear([attention.value, attention.query], layer.norm)
         self.is_first = attention.messages.degree_in == 0
@@ -64,18 +52,10 @@ class FusedLayer(nn.Module):
         self.add = AddedLinear(attention.out, len(layer.norm.gains))
         self.self_interaction = FusedSelfInteraction(layer.self_interaction, layer.norm_after)
 
-    def portion(self, neighbors: Tensor) -> int:
-        """Receivers treated at once."""
-        return max(1, (self.edges_at_once_gpu if neighbors.is_cuda else self.edges_at_once_cpu) // neighbors.shape[1])
-
-    def keeps(self, neighbors: Tensor) -> bool:
-        """Whether the gradient uses what `forward` made of the edges."""
-        return neighbors.numel() <= (self.edges_kept_gpu if neighbors.is_cuda else self.edges_kept_cpu)
-
     def before(self, state: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Scale of the norm, values and queries side by side, values, queries."""
         scale = self.scale(state)
-        both = torch.cat(self.value_query(state), dim=1) * scale
+        both = joined(self.value_query(state), 1) * scale
         return scale, both, both.narrow(2, 0, self.channels).contiguous(), both.narrow(2, self.channels, self.channels).narrow(1, 0, self.asked)
 
     def before_adjoint(self, state: list[Tensor], scale: Tensor, both: Tensor, g_value: Tensor, g_query: Tensor, g: list[Tensor]) -> list[Tensor]:
@@ -90,67 +70,49 @@ class FusedLayer(nn.Module):
         return self.scale.adjoint(state, scale, (g_both * both).sum([1, 2]).unsqueeze(1), g)
 
     def forward(
-        self, state: list[Tensor], neighbors: Tensor, spline: tuple[Tensor, Tensor, Tensor], coupling: Tensor, log_cutoff: Tensor, keep: bool = False
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        self, state: list[Tensor], edges: list[Edges], keep: bool = False, keep_messages: bool = False
+    ) -> tuple[list[Tensor], list[Tensor], list[list[Tensor]]]:
         """State before to state after.
 
         Parameters
         ----------
         state : list of Tensor
             One per degree.
-        neighbors, spline, coupling, log_cutoff
-            As in `FusedAttention.forward`, of all receivers.
+        edges : list of Edges
+            Of all receivers, in portions, the splines with slopes if messages are kept.
         keep : bool
             Whether `adjoint` is to follow.
+        keep_messages : bool
+            Whether it is to find what was made of the edges, or to make it again.
 
         Returns
         -------
-        tuple of list of Tensor
-            The state, and what `adjoint` needs of atoms and of edges.
+        tuple
+            The state, and what `adjoint` needs of atoms, and of the edges of each portion.
         """
         scale, both, value, query = self.before(state)
-        portion = self.portion(neighbors)
-        of_edges: list[Tensor] = []
-        if keep and self.keeps(neighbors):
-            gathered, alpha, of_edges = self.attention(query, value, neighbors, spline, coupling, log_cutoff)
-        elif neighbors.shape[0] <= portion:
-            gathered, alpha, _ = self.attention(query, value, neighbors, values_alone(spline), coupling, log_cutoff)
-        else:
-            # split and not slices: the gradient of a slice fills a tensor of the full size with zeros, that of split does not.
-            edges = portion * neighbors.shape[1]
-            rows, weights, starts = values_alone(spline)
-            portions: list[Tensor] = []
-            alphas: list[Tensor] = []
-            for q, j, r, w, a, c in zip(  # noqa: B905 - TorchScript knows no strict=
-                query.split(portion),
-                neighbors.split(portion),
-                rows.split(edges),
-                weights.split(edges),
-                coupling.split(edges),
-                log_cutoff.split(portion),
-            ):
-                one, alpha, _ = self.attention(q, value, j, (r, w, starts.narrow(0, 0, r.shape[0])), a, c)
-                portions.append(one)
-                if keep:
-                    alphas.append(alpha)
-            gathered = torch.cat(portions)
-            alpha = torch.cat(alphas) if keep else gathered
+        portions: list[Tensor] = []
+        of_edges: list[list[Tensor]] = []
+        for q, portion in zip(query.split(edges[0].neighbors.shape[0]), edges):  # noqa: B905 - TorchScript knows no strict=
+            one, alpha, made = self.attention(q, value, portion if keep_messages else without_slopes(portion))
+            portions.append(one)
+            if keep_messages:
+                of_edges.append([alpha] + made)  # noqa: RUF005 - TorchScript knows no unpacking
+            elif keep:
+                of_edges.append([alpha])
+        gathered = joined(portions, 0)
         middle = self.add(state, gathered)
         out, of_interaction = self.self_interaction(middle)
-        return out, [scale, both, value, gathered, alpha] + middle + of_interaction, of_edges  # noqa: RUF005 - TorchScript knows no unpacking
+        return out, [scale, both, value, gathered] + middle + of_interaction, of_edges  # noqa: RUF005
 
     def adjoint(
         self,
         state: list[Tensor],
         of_atoms: list[Tensor],
-        of_edges: list[Tensor],
-        neighbors: Tensor,
-        spline: tuple[Tensor, Tensor, Tensor],
-        coupling: Tensor,
+        of_edges: list[list[Tensor]],
+        edges: list[Edges],
         g: list[Tensor],
-        g_slots: Tensor,
-        g_coupling: Tensor,
-        g_log_cutoff: Tensor,
+        g_edges: list[EdgeCotangents],
     ) -> list[Tensor]:
         """Cotangent of the state after to that of the state before.
 
@@ -158,54 +120,36 @@ class FusedLayer(nn.Module):
         ----------
         state : list of Tensor
             As given to `forward`.
-        of_atoms, of_edges : list of Tensor
+        of_atoms, of_edges
             From `forward`.
-        neighbors, spline, coupling
-            As given to `forward`, the spline with slopes.
+        edges : list of Edges
+            As given to `forward`, the splines with slopes.
         g : list of Tensor
             Cotangent of the state after.
-        g_slots, g_coupling, g_log_cutoff : Tensor
-            As in `FusedAttention.adjoint`, of all receivers.
+        g_edges : list of EdgeCotangents
+            To which those of the edges are added.
 
         Returns
         -------
         list of Tensor
             One per degree; empty for the first layer, whose state does not depend on the positions.
         """
-        scale, both, value, gathered, alpha = of_atoms[0], of_atoms[1], of_atoms[2], of_atoms[3], of_atoms[4]
+        scale, both, value, gathered = of_atoms[0], of_atoms[1], of_atoms[2], of_atoms[3]
         query = both.narrow(2, self.channels, self.channels).narrow(1, 0, self.asked)
         n_degrees = len(g)
-        g = self.self_interaction.adjoint(of_atoms[5 : 5 + n_degrees], of_atoms[5 + n_degrees :], g)
+        g = self.self_interaction.adjoint(of_atoms[4 : 4 + n_degrees], of_atoms[4 + n_degrees :], g)
         g_gathered = self.add.adjoint(g)
         g_value = torch.zeros_like(value)
-        if len(of_edges) > 0:
-            g_query = self.attention.adjoint(
-                of_edges, alpha, gathered, query, neighbors, coupling, g_gathered, g_value, g_slots, g_coupling, g_log_cutoff
-            )
-        else:
-            portion = self.portion(neighbors)
-            edges = portion * neighbors.shape[1]
-            portions: list[Tensor] = []
-            for q, j, r, w, a, x, y, p, s, b, o in zip(  # noqa: B905 - TorchScript knows no strict=
-                query.split(portion),
-                neighbors.split(portion),
-                spline[0].split(edges),
-                spline[1].split(edges),
-                coupling.split(edges),
-                alpha.split(portion),
-                gathered.split(portion),
-                g_gathered.split(portion),
-                g_slots.split(edges),
-                g_coupling.split(edges),
-                g_log_cutoff.split(portion),
-            ):
-                starts = spline[2].narrow(0, 0, r.shape[0] * r.shape[1])
-                again = self.attention.make(q, value, j, (r, w, starts), a)
-                portions.append(self.attention.adjoint(again, x, y, q, j, a, p, g_value, s, b, o))
-            g_query = torch.cat(portions)
+        g_query: list[Tensor] = []
+        at_once = edges[0].neighbors.shape[0]
+        for q, portion, saved, x, p, g_portion in zip(  # noqa: B905 - TorchScript knows no strict=
+            query.split(at_once), edges, of_edges, gathered.split(at_once), g_gathered.split(at_once), g_edges
+        ):
+            made = saved[1:] if len(saved) > 1 else self.attention.make(q, value, portion)
+            g_query.append(self.attention.adjoint(made, saved[0], x, q, portion, p, g_value, g_portion))
         if self.is_first:
             return []
-        return self.before_adjoint(state, scale, both, g_value, g_query, g)
+        return self.before_adjoint(state, scale, both, g_value, joined(g_query, 0), g)
 
 
 class FusedTransformer(nn.Module):
@@ -227,6 +171,8 @@ class FusedTransformer(nn.Module):
         source = copy.deepcopy(network).to(torch.float64)
         self.cutoff = network.cutoff
         self.portions_turned_cpu = PORTIONS_TURNED_CPU
+        self.edges_at_once_cpu, self.edges_at_once_gpu = EDGES_AT_ONCE_CPU, EDGES_AT_ONCE_GPU
+        self.edges_kept_cpu, self.edges_kept_gpu = EDGES_KEPT_CPU, EDGES_KEPT_GPU
         self.geometry = FusedGeometry(network.cutoff)
         self.spline = SplineBasis(network.cutoff, N_INTERVALS)
         layers = [FusedLayer(cast(TransformerLayer, layer), source.basis) for layer in source.layers]
@@ -238,14 +184,27 @@ class FusedTransformer(nn.Module):
         self.to(dtype)
         self.requires_grad_(False)
 
+    def receivers_at_once(self, neighbors: Tensor) -> int:
+        """Receivers of a portion."""
+        return max(1, (self.edges_at_once_gpu if neighbors.is_cuda else self.edges_at_once_cpu) // neighbors.shape[1])
+
     def forward(self, species: Tensor, displacement: Tensor, neighbors: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Arguments and results as in `SE3Transformer.forward`."""
+        if self.receivers_at_once(neighbors) >= neighbors.shape[0]:
+            return self._forward(species, displacement, neighbors, mask)
+        order, place = order_by_width(mask)
+        atoms = in_order(order, place, species, displacement, neighbors, mask)
+        energy, force = self._forward(atoms[0], atoms[1], atoms[2], atoms[3])
+        return energy.index_select(0, place), force.index_select(0, place)
+
+    def _forward(self, species: Tensor, displacement: Tensor, neighbors: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         distance, u, coupling, log_cutoff = self.geometry(displacement, mask)
         spline = self.spline(distance.view(-1))
+        edges = in_portions(neighbors, spline, coupling, log_cutoff, mask, self.receivers_at_once(neighbors))
         state = [self.embedding.index_select(0, species)]
         for layer in self.layers:
-            state, _, _ = layer(state, neighbors, spline, coupling, log_cutoff)
-        state, _, _ = self.last(state, neighbors, spline, coupling, log_cutoff)
+            state, _, _ = layer(state, edges)
+        state, _, _ = self.last(state, edges)
         energy, force, _ = self.readout(state)
         repulsion_energy, repulsion_force = self.repulsion(species, neighbors, distance, u, mask)
         return energy + self.energy_shift.index_select(0, species) + repulsion_energy, force + repulsion_force
@@ -266,76 +225,72 @@ class FusedTransformer(nn.Module):
             displacements, ``(n_atoms, max_neighbors, 3)`` eV/Angstrom in their precision. It is that of the tabulated functions, exactly.
         """
         with torch.no_grad():
-            distance, u, coupling, log_cutoff = self.geometry(displacement, mask)
-            spline = self.spline(distance.view(-1), True)
-            states = [[self.embedding.index_select(0, species)]]
-            of_atoms: list[list[Tensor]] = []
-            of_edges: list[list[Tensor]] = []
-            for layer in self.layers:
-                after, atoms, edges = layer(states[-1], neighbors, spline, coupling, log_cutoff, True)
-                states.append(after)
-                of_atoms.append(atoms)
-                of_edges.append(edges)
-            g_slots = torch.zeros_like(coupling.select(2, 0).select(1, 0))
-            g_coupling = torch.zeros([coupling.shape[0], coupling.shape[1] - 1, coupling.shape[2] - 1], dtype=coupling.dtype, device=coupling.device)
-            g_log_cutoff = torch.zeros_like(log_cutoff.squeeze(2))
-            energy, force, g = self._turn(states[-1], neighbors, spline, coupling, log_cutoff, g_slots, g_coupling, g_log_cutoff)
-            repulsion_energy, repulsion_force, g_distance = self.repulsion.evaluate(species, neighbors, distance, u, mask, True)
-            energy = energy + self.energy_shift.index_select(0, species) + repulsion_energy
-            force = force + repulsion_force
-            for _ in range(len(of_atoms)):
-                index = len(of_atoms) - 1
-                state, atoms, edges = states[index], of_atoms.pop(), of_edges.pop()
-                # From the last to the first: TorchScript runs through a ModuleList in its own order alone.
-                for i, module in enumerate(self.layers):
-                    if i == index:
-                        g = module.adjoint(state, atoms, edges, neighbors, spline, coupling, g, g_slots, g_coupling, g_log_cutoff)  # type: ignore[operator]
-            g_distance = g_distance + (g_slots * self.spline.per_length).view(g_distance.shape)
-            return energy, force, self.geometry.adjoint(distance, u, mask, g_distance, g_coupling, g_log_cutoff)
+            if self.keeps(neighbors) or self.receivers_at_once(neighbors) >= neighbors.shape[0]:
+                return self._energy_and_gradient(species, displacement, neighbors, mask)
+            order, place = order_by_width(mask)
+            atoms = in_order(order, place, species, displacement, neighbors, mask)
+            energy, force, gradient = self._energy_and_gradient(atoms[0], atoms[1], atoms[2], atoms[3])
+            return energy.index_select(0, place), force.index_select(0, place), gradient.index_select(0, place)
 
-    def _turn(
-        self,
-        state: list[Tensor],
-        neighbors: Tensor,
-        spline: tuple[Tensor, Tensor, Tensor],
-        coupling: Tensor,
-        log_cutoff: Tensor,
-        g_slots: Tensor,
-        g_coupling: Tensor,
-        g_log_cutoff: Tensor,
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def keeps(self, neighbors: Tensor) -> bool:
+        """Whether the gradient uses what the way to the energy made of the edges."""
+        return neighbors.numel() <= (self.edges_kept_gpu if neighbors.is_cuda else self.edges_kept_cpu)
+
+    def _energy_and_gradient(self, species: Tensor, displacement: Tensor, neighbors: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        distance, u, coupling, log_cutoff = self.geometry(displacement, mask)
+        spline = self.spline(distance.view(-1), True)
+        kept = self.keeps(neighbors)
+        edges = in_portions(neighbors, spline, coupling, log_cutoff, mask, neighbors.shape[0] if kept else self.receivers_at_once(neighbors))
+        states = [[self.embedding.index_select(0, species)]]
+        of_atoms: list[list[Tensor]] = []
+        of_edges: list[list[list[Tensor]]] = []
+        for layer in self.layers:
+            after, of_atom, of_edge = layer(states[-1], edges, True, kept)
+            states.append(after)
+            of_atoms.append(of_atom)
+            of_edges.append(of_edge)
+        g_whole = self.geometry.no_cotangents(log_cutoff)
+        g_edges = cotangents_in_portions(g_whole, edges)
+        energy, force, g = self._turn(states[-1], edges, g_edges)
+        repulsion_energy, repulsion_force, g_distance = self.repulsion.evaluate(species, neighbors, distance, u, mask, True)
+        energy = energy + self.energy_shift.index_select(0, species) + repulsion_energy
+        force = force + repulsion_force
+        for _ in range(len(of_atoms)):
+            index = len(of_atoms) - 1
+            state, of_atom, of_edge = states[index], of_atoms.pop(), of_edges.pop()
+            # From the last to the first: TorchScript runs through a ModuleList in its own order alone.
+            for i, module in enumerate(self.layers):
+                if i == index:
+                    g = module.adjoint(state, of_atom, of_edge, edges, g, g_edges)  # type: ignore[operator]
+        g_distance = g_distance + g_whole.slots * self.spline.per_length
+        return energy, force, self.geometry.adjoint(distance, u, mask, g_distance, g_whole)
+
+    def _turn(self, state: list[Tensor], edges: list[Edges], g_edges: list[EdgeCotangents]) -> tuple[Tensor, Tensor, list[Tensor]]:
         """The last layer, there and back at once: what follows its attention is done by every atom on its own.
 
-        Energies, forces, and the cotangent of the state before the layer; arguments as in `FusedLayer.forward` and `FusedLayer.adjoint`.
+        Energies, forces, and the cotangent of the state before the layer; arguments as in `FusedLayer.adjoint`.
         """
         layer = self.last
         scale, both, value, query = layer.before(state)
-        n_atoms, k = neighbors.shape[0], neighbors.shape[1]
-        portion = n_atoms if layer.keeps(neighbors) else layer.portion(neighbors)
-        edges = portion * k
-        turned = portion if neighbors.is_cuda else portion * self.portions_turned_cpu
         g_value = torch.zeros_like(value)
         energies: list[Tensor] = []
         forces: list[Tensor] = []
         g_queries: list[Tensor] = []
         g_scalars: list[Tensor] = []
         g_vectors: list[Tensor] = []
-        for start in range(0, n_atoms, turned):
-            n = min(turned, n_atoms - start)
-            q, j = query.narrow(0, start, n).split(portion), neighbors.narrow(0, start, n).split(portion)
-            rows, weights = _edges(spline[0], start, n, k).split(edges), _edges(spline[1], start, n, k).split(edges)
-            a = _edges(coupling, start, n, k).split(edges)
-            c = log_cutoff.narrow(0, start, n).split(portion)
+        at_once = edges[0].neighbors.shape[0]
+        queries = query.split(at_once)
+        states = [degree.split(at_once * self.portions_turned_cpu) for degree in state]
+        for i in range(len(states[0])):
+            first = i * self.portions_turned_cpu
+            turned = edges[first : first + self.portions_turned_cpu]
             gathered: list[Tensor] = []
-            alphas: list[Tensor] = []
             of_edges: list[list[Tensor]] = []
-            for i in range(len(q)):
-                starts = spline[2].narrow(0, 0, rows[i].shape[0] * rows[i].shape[1])
-                one, alpha, made = layer.attention(q[i], value, j[i], (rows[i], weights[i], starts), a[i], c[i])
+            for q, portion in zip(queries[first:], turned):  # noqa: B905 - TorchScript knows no strict=
+                one, alpha, made = layer.attention(q, value, portion)
                 gathered.append(one)
-                alphas.append(alpha)
-                of_edges.append(made)
-            middle = layer.add([degree.narrow(0, start, n) for degree in state], _joined(gathered))
+                of_edges.append([alpha] + made)  # noqa: RUF005 - TorchScript knows no unpacking
+            middle = layer.add([degree[i] for degree in states], joined(gathered, 0))
             after, of_interaction = layer.self_interaction(middle)
             energy, force, of_readout = self.readout(after)
             g = self.readout.adjoint(after, of_readout)
@@ -343,17 +298,15 @@ class FusedTransformer(nn.Module):
             for degree in range(len(g), len(after)):
                 g.append(torch.zeros_like(after[degree]))
             g = layer.self_interaction.adjoint(middle, of_interaction, g)
-            t, b = _edges(g_slots, start, n, k).split(edges), _edges(g_coupling, start, n, k).split(edges)
-            o, g_gathered = g_log_cutoff.narrow(0, start, n).split(portion), layer.add.adjoint(g).split(portion)
-            for i in range(len(q)):
-                g_queries.append(
-                    layer.attention.adjoint(of_edges[i], alphas[i], gathered[i], q[i], j[i], a[i], g_gathered[i], g_value, t[i], b[i], o[i])
-                )
+            for q, portion, saved, x, p, g_portion in zip(  # noqa: B905
+                queries[first:], turned, of_edges, gathered, layer.add.adjoint(g).split(at_once), g_edges[first:]
+            ):
+                g_queries.append(layer.attention.adjoint(saved[1:], saved[0], x, q, portion, p, g_value, g_portion))
             energies.append(energy)
             forces.append(force)
             g_scalars.append(g[0])
             g_vectors.append(g[1])
-        g = [_joined(g_scalars), _joined(g_vectors)]
+        g = [joined(g_scalars, 0), joined(g_vectors, 0)]
         if not layer.is_first:  # nothing before the first depends on the positions
-            g = layer.before_adjoint(state, scale, both, g_value, _joined(g_queries), g)
-        return _joined(energies), _joined(forces), g
+            g = layer.before_adjoint(state, scale, both, g_value, joined(g_queries, 0), g)
+        return joined(energies, 0), joined(forces, 0), g

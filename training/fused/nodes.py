@@ -40,6 +40,11 @@ def _add_map(x: Tensor, weight: Tensor, to: Tensor) -> Tensor:
     return torch.addmm(to.reshape(-1, to.shape[2]), x.reshape(-1, x.shape[2]), weight).view(to.shape)
 
 
+def joined(parts: list[Tensor], dim: int) -> Tensor:
+    """Side by side; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
+
+
 class JointScale(nn.Module):
     """The scalar 1 / rms of `EquivariantRMSNorm`, without its gains.
 
@@ -62,7 +67,7 @@ class JointScale(nn.Module):
 
     def forward(self, state: list[Tensor]) -> Tensor:
         """State of the norm's degrees to ``(n_atoms, 1, 1)``."""
-        flat = torch.cat([f.flatten(1) for f in state], dim=1)
+        flat = joined([f.flatten(1) for f in state], 1)
         return torch.rsqrt(torch.mm(flat * flat, self.weights) + self.epsilon).unsqueeze(-1)
 
     def adjoint(self, state: list[Tensor], scale: Tensor, product: Tensor, g: list[Tensor]) -> list[Tensor]:

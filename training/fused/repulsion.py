@@ -63,7 +63,7 @@ class TabulatedRepulsion(nn.Module):
         pair = ((species * self.n_elements).unsqueeze(1) + species.index_select(0, neighbors.view(-1)).view(n, k)).view(-1)
         inverse_range = self.inverse_range.index_select(0, pair)
         rows, weights, starts = self.spline((distance.view(-1) * inverse_range).clamp_max(1.0), with_slope)
-        values = self.table(rows + (pair * self.rows_per_pair).view(-1, 1, 1), weights, starts).view(n, k, -1) * mask.unsqueeze(2)
+        values = self.table((rows + (pair * self.rows_per_pair).view(-1, 1, 1), weights, starts)).view(n, k, -1) * mask.unsqueeze(2)
         energy = 0.5 * values.select(2, 0).sum(1)
         force = torch.bmm(values.narrow(2, 1, 1).transpose(1, 2), direction).squeeze(1)
         if not with_slope:

@@ -141,8 +141,9 @@ class SplineTable(nn.Module):
         self.register_buffer("unit", unit)
         self.register_buffer("residues", torch.round(residues / unit).to(torch.int16))
 
-    def forward(self, rows: Tensor, weights: Tensor, starts: Tensor) -> Tensor:
+    def forward(self, spline: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         """Rows and weights ``(n, m, 4)`` and starts of `SplineBasis` to values, or values and derivatives, ``(n, m, n_functions)``."""
+        rows, weights, starts = spline
         values, _, _, _ = torch.embedding_bag(self.table, rows.reshape(-1), starts, False, 0, False, weights.reshape(-1))
         values = values.view(weights.shape[0], weights.shape[1], -1)
         if values.dtype == torch.float64:
