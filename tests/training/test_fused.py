@@ -236,19 +236,23 @@ class TestAdjointsOfEdges:
         value = randn(self.n, sum(block.components), c, seed=5).requires_grad_(True)
         query = randn(self.n, block.asked, c, seed=6).requires_grad_(True)
         distance, u, coupling, log_cutoff = network.geometry(displacement, mask)
-        gathered, _, _ = module(query, value, make_edges(neighbors, network.spline(distance.view(-1)), coupling, log_cutoff))
+        # Apart from each other, so that each cotangent is compared by itself; the displacement enters by the coupling alone.
+        r, envelope = (x.detach().requires_grad_(True) for x in (distance, log_cutoff))
+        gathered, _, _ = module(query, value, make_edges(neighbors, network.spline(r.view(-1)), coupling, envelope))
         (g,), total = cotangents([gathered])
         with torch.no_grad():
             edges = make_edges(neighbors, network.spline(distance.view(-1), True), coupling, log_cutoff)
             again, alpha, made = module(query, value, edges)
             g_value, g_edges = torch.zeros_like(value), network.geometry.no_cotangents(log_cutoff)
             g_query = module.adjoint(made, alpha, again, query, edges, g, g_value, g_edges)
-            g_displacement = network.geometry.adjoint(distance, u, mask, g_edges.slots * network.spline.per_length, g_edges)
+            nothing = torch.zeros_like(distance)
+            turn = network.geometry.adjoint(distance, u, mask, nothing, EdgeCotangents(nothing, g_edges.coupling, nothing))
         assert torch.equal(again, gathered)
-        if layer == 0:  # its values and queries do not depend on the positions
-            assert_gradients([g_displacement], total, [displacement])
-        else:
-            assert_gradients([g_displacement, g_value, g_query], total, [displacement, value, query])
+        got = [g_edges.slots * network.spline.per_length, g_edges.log_cutoff.unsqueeze(2), turn]
+        inputs = [r, envelope, displacement]
+        if layer > 0:  # values and queries of the first do not depend on the positions
+            got, inputs = [*got, g_value, g_query], [*inputs, value, query]
+        assert_gradients(got, total, inputs)
 
     def test_portions_are_as_wide_as_their_neighbors(self, network):
         displacement, neighbors, mask = self.edges(network)
