@@ -226,7 +226,7 @@ class FusedTransformer(nn.Module):
             displacements, ``(n_atoms, max_neighbors, 3)`` eV/Angstrom in their precision. It is that of the tabulated functions, exactly.
         """
         with torch.no_grad():
-            if self.keeps(neighbors) or self.receivers_at_once(neighbors) >= neighbors.shape[0]:
+            if self.receivers_at_once(neighbors) >= neighbors.shape[0]:
                 return self._energy_and_gradient(species, displacement, neighbors, mask)
             order, place = order_by_width(mask)
             atoms = in_order(order, place, species, displacement, neighbors, mask)
@@ -241,7 +241,7 @@ class FusedTransformer(nn.Module):
         distance, u, coupling, log_cutoff = self.geometry(displacement, mask)
         spline = self.spline(distance.view(-1), True)
         kept = self.keeps(neighbors)
-        edges = in_portions(neighbors, spline, coupling, log_cutoff, mask, neighbors.shape[0] if kept else self.receivers_at_once(neighbors))
+        edges = in_portions(neighbors, spline, coupling, log_cutoff, mask, self.receivers_at_once(neighbors))
         states = [[self.embedding.index_select(0, species)]]
         of_atoms: list[list[Tensor]] = []
         of_edges: list[list[list[Tensor]]] = []
@@ -281,10 +281,11 @@ class FusedTransformer(nn.Module):
         g_vectors: list[Tensor] = []
         at_once = edges[0].neighbors.shape[0]
         queries = query.split(at_once)
-        states = [degree.split(at_once * self.portions_turned_cpu) for degree in state]
+        n_turned = 1 if query.is_cuda else self.portions_turned_cpu
+        states = [degree.split(at_once * n_turned) for degree in state]
         for i in range(len(states[0])):
-            first = i * self.portions_turned_cpu
-            turned = edges[first : first + self.portions_turned_cpu]
+            first = i * n_turned
+            turned = edges[first : first + n_turned]
             gathered: list[Tensor] = []
             of_edges: list[list[Tensor]] = []
             for q, portion in zip(queries[first:], turned):  # noqa: B905 - TorchScript knows no strict=
