@@ -1,38 +1,48 @@
-"""Heating at constant energy, over several draws of velocities: of one short run it says little, since the energy wanders.
+"""Heating at constant energy, of several copies of a molecule with different velocities: of one run it says little, since the energy wanders.
 
-    python -m benchmarks heating --hydrogen-mass 1.008 3 --seeds 6 --output heating.json
+    python -m benchmarks heating --hydrogen-mass 1.008 3 --output heating.json
 
 As `openmm-se3 validate --physics --measure heating`: from the minimum, with kinetic energy for 600 K, of which half becomes potential; the rate is
-the slope of the total energy over the degrees of freedom. Printed: each run, then the mean of the runs with its standard error.
+the slope of the total energy over the degrees of freedom, after the first tenth of the run. Printed: every copy, then their mean with its standard
+error, and what the energy rose in that tenth.
 """
 
 import argparse
-import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from openmm import unit
 
 from benchmarks.records import save, settings_of
-from openmm_se3.binding import MULTIPLE_TIME_STEPS
-from openmm_se3.physics.dynamics import run, velocities
-from openmm_se3.physics.heating import SAMPLE_FS, heating_rate, nve_integrator
+from openmm_se3.physics.heating import START, heating_rate, molecule_at_constant_energy
 from openmm_se3.physics.molecules import molecule_names
+from openmm_se3.physics.settings import FULL
+from openmm_se3.physics.statistics import slope_with_error
 from openmm_se3.physics.subject import Subject
-from openmm_se3.potential import FORCE_MODES, SE3Potential
-from openmm_se3.structures import topology_of
+from openmm_se3.physics.units import BOLTZMANN
+from openmm_se3.potential import FORCE_MODES
+
+#: Means of the energy that are kept, so that a reader sees its course.
+POINTS = 20
 
 
-def heating(potential, topology, at, hydrogen_mass, timestep_fs, inner_steps, picoseconds, seed):
-    """K/ps of one run, and whether it reached its end."""
-    system = potential.createSystem(topology, removeCMMotion=False, hydrogenMass=hydrogen_mass)
-    masses = np.array([system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(system.getNumParticles())])
-    start = velocities(at.positions_nm, masses, 600.0, seed, internal=True)
-    integrator = nve_integrator(potential.forces, timestep_fs, inner_steps)
-    step = timestep_fs * (inner_steps if potential.forces in MULTIPLE_TIME_STEPS else 1)
-    trace = run(system, integrator, at.positions_nm, start, picoseconds, sample_fs=max(SAMPLE_FS, step))
-    return heating_rate(trace, len(at.wavenumbers))[0], trace.complete
+def summary(energies, degrees_of_freedom):
+    """Rates, their mean, and the course of the mean energy, K per degree of freedom."""
+    change = (energies.total - energies.total[:1]) / (degrees_of_freedom * BOLTZMANN)
+    first = int(START * len(change))
+    mean, error = heating_rate(energies, degrees_of_freedom)
+    parts = np.array_split(np.arange(len(change)), min(POINTS, len(change)))
+    return {
+        "complete": energies.complete,
+        "picoseconds": float(energies.time[-1]),
+        "k_per_ps": [slope_with_error(energies.time[first:], of_copy[first:])[0] for of_copy in change.T],
+        "mean": mean,
+        "standard_error": error,
+        "rise_at_start_k": float(change[first : 2 * first + 1].mean()),
+        "time_ps": [float(energies.time[part].mean()) for part in parts],
+        "mean_change_k": [float(change[part].mean()) for part in parts],
+    }
 
 
 def main():
@@ -42,29 +52,29 @@ def main():
     parser.add_argument("--molecule", choices=molecule_names(), default="ethanol")
     parser.add_argument("--mode", choices=FORCE_MODES, default="mts")
     parser.add_argument("--hydrogen-mass", type=float, nargs="+", default=[1.008], help="dalton; several are compared")
-    parser.add_argument("--timestep", type=float, default=0.5, help="femtoseconds, of the inner steps with mts")
-    parser.add_argument("--inner-steps", type=int, default=4)
-    parser.add_argument("--picoseconds", type=float, default=10.0)
-    parser.add_argument("--seeds", type=int, default=5, help="how many draws of velocities")
+    parser.add_argument("--timestep", type=float, default=FULL.timestep_fs, help="femtoseconds, of the inner steps with mts")
+    parser.add_argument("--inner-steps", type=int, default=FULL.mts_outer)
+    parser.add_argument("--picoseconds", type=float, default=FULL.nve_ps)
+    parser.add_argument("--copies", type=int, default=FULL.nve_copies, help="of the molecule, with different velocities")
     parser.add_argument("--output", type=Path, help="JSON")
     arguments = parser.parse_args()
-    if arguments.seeds < 2:
-        parser.error(f"--seeds must be at least 2 for a standard error, got {arguments.seeds}")
+    if arguments.copies < 2:
+        parser.error(f"--copies must be at least 2 for a standard error, got {arguments.copies}")
     torch.set_num_threads(1)
     subject = Subject(arguments.model)
     at = subject.minimum(arguments.molecule)
-    topology = topology_of(at.atoms)
-    potential = SE3Potential(subject.model, forces=arguments.mode)
+    settings = replace(
+        FULL, nve_ps=arguments.picoseconds, nve_copies=arguments.copies, timestep_fs=arguments.timestep, mts_outer=arguments.inner_steps
+    )
     results = []
     for mass in arguments.hydrogen_mass:
-        rates = []
-        for seed in range(1, arguments.seeds + 1):
-            rate, complete = heating(potential, topology, at, mass, arguments.timestep, arguments.inner_steps, arguments.picoseconds, seed)
-            print(f"hydrogen {mass:g} Da, seed {seed}: {rate:+.4f} K/ps{'' if complete else ', blew up'}", flush=True)
-            rates.append(rate)
-        mean, error = statistics.mean(rates), statistics.stdev(rates) / len(rates) ** 0.5
-        print(f"{arguments.molecule}, {arguments.mode}, hydrogen {mass:g} Da: {mean:+.4f} +- {error:.4f} K/ps, mean of {len(rates)} runs", flush=True)
-        results.append({"hydrogen_mass": mass, "k_per_ps": rates, "mean": mean, "standard_error": error})
+        run = f"{arguments.molecule}, {arguments.mode}, hydrogen {mass:g} Da"
+        found = summary(molecule_at_constant_energy(subject, at, arguments.mode, settings, mass), len(at.wavenumbers))
+        for k, rate in enumerate(found["k_per_ps"]):
+            print(f"{run}, copy {k + 1}: {rate:+.4f} K/ps")
+        ended = "" if found["complete"] else f"; a copy blew up after {found['picoseconds']:g} ps"
+        print(f"{run}: {found['mean']:+.4f} +- {found['standard_error']:.4f} K/ps, {found['rise_at_start_k']:+.2f} K before{ended}", flush=True)
+        results.append({"hydrogen_mass": mass, **found})
         if arguments.output:
             save(arguments.output, model=arguments.model, settings=settings_of(arguments), results=results)
 

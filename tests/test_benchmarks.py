@@ -90,12 +90,14 @@ def test_endurance(tmp_path):
 
 
 def test_heating(tmp_path):
-    options = ("--picoseconds", 0.1, "--seeds", 2, "--hydrogen-mass", 1.008, 3, "--output", tmp_path / "heating.json")
+    options = ("--picoseconds", 0.1, "--copies", 2, "--hydrogen-mass", 1.008, 3, "--output", tmp_path / "heating.json")
     output = run("heating", "--molecule", "ethanol", *options)
     own, heavy = stored(tmp_path / "heating.json")["results"]
     assert heavy["hydrogen_mass"] == 3.0
     assert own["k_per_ps"] != heavy["k_per_ps"]
+    assert len(own["k_per_ps"]) == 2
     assert own["mean"] == pytest.approx(np.mean(own["k_per_ps"]))
+    assert own["time_ps"][-1] <= own["picoseconds"] == pytest.approx(0.1)
     assert f"hydrogen 3 Da: {heavy['mean']:+.4f} +- {heavy['standard_error']:.4f} K/ps" in output
 
 

@@ -1,57 +1,188 @@
 """Drift of the energy at constant energy (NVE): what forces that are not a gradient, or too long a step, put into a molecule."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import openmm
 from openmm import unit
 
 from openmm_se3.binding import MULTIPLE_TIME_STEPS, modes_of
 from openmm_se3.integrators import MultipleTimeStepIntegrator
-from openmm_se3.physics.dynamics import Progress, Trace, run, velocities
+from openmm_se3.physics.dynamics import HOTTEST, Progress, velocities
 from openmm_se3.physics.report import Line, Panel, Quantity, Section, thinned
 from openmm_se3.physics.settings import PhysicsSettings
 from openmm_se3.physics.statistics import slope_with_error
-from openmm_se3.physics.subject import Subject
+from openmm_se3.physics.subject import Minimum, Subject, Surface
 from openmm_se3.physics.units import BOLTZMANN
 from openmm_se3.potential import SE3Potential
+from openmm_se3.replicas import replicate
+from openmm_se3.simulate import choose_platform
 from openmm_se3.structures import topology_of
 
-#: A sample costs one evaluation of the model, a tenth of what the steps between two samples cost.
+#: Samples are so far apart at least, and there are so many at most: each costs an evaluation in double precision for each copy.
 SAMPLE_FS = 5.0
+MOST_SAMPLES = 1000
+#: Share of a run that is left out at its start. A molecule that leaves its minimum moves to the energy surface that the integrator conserves, which
+#: is not quite the true one: with multiple time steps the energy rises by some K within 2 to 4 ps and then stays.
+START = 0.1
 
 
-def heating_rate(trace: Trace, degrees_of_freedom: int) -> tuple[float, float]:
+@dataclass(frozen=True)
+class Energies:
+    """Total energies of copies of a molecule at constant energy.
+
+    Attributes
+    ----------
+    time : ndarray
+        ``(n,)`` ps.
+    total : ndarray
+        ``(n, copies)`` kJ/mol, potential and kinetic; the potential is that of the energy head, whatever the forces.
+    complete : bool
+        False where it ended early, because an energy was not finite or a copy hotter than `HOTTEST`.
+    """
+
+    time: np.ndarray
+    total: np.ndarray
+    complete: bool
+
+
+def heating_rate(energies: Energies, degrees_of_freedom: int) -> tuple[float, float]:
     """Drift of the total energy as a heating rate, with its standard error.
 
-    The slope of potential plus kinetic energy, divided by the degrees of freedom and Boltzmann's constant: the rate at which the
-    temperature rises if the energy spreads evenly over kinetic and potential degrees. The total energy fluctuates far less than the
-    temperature does, so a small molecule shows the drift within picoseconds. For direct forces the potential energy is that of
-    the energy head, so the drift is the work that no energy accounts for.
+    The slope of potential plus kinetic energy after the first tenth, divided by the degrees of freedom and Boltzmann's constant: the rate at
+    which the temperature rises if the energy spreads evenly over kinetic and potential degrees. The total energy fluctuates far less than the
+    temperature does, so a small molecule shows the drift within picoseconds. For direct forces the drift is the work that no energy accounts for.
 
     Parameters
     ----------
-    trace : Trace
-        Of a run at constant energy.
+    energies : Energies
+        Of one molecule or of several copies.
     degrees_of_freedom : int
-        Of the motion, 3 n_atoms - 6 for a molecule that neither moves nor rotates.
+        Of the motion of one, 3 n_atoms - 6 for a molecule that neither moves nor rotates.
 
     Returns
     -------
     tuple of float
-        K/ps.
+        K/ps. Of several copies the mean of their slopes, and the error from their scatter: with multiple time steps the energy of
+        each wanders, which its own residuals do not tell. Of one, the error is that of the line through correlated samples.
     """
-    slope, error = slope_with_error(trace.time, trace.potential + trace.kinetic)
-    return slope / (degrees_of_freedom * BOLTZMANN), error / (degrees_of_freedom * BOLTZMANN)
+    first = int(START * len(energies.time))
+    time, total = energies.time[first:], energies.total[first:] / (degrees_of_freedom * BOLTZMANN)
+    slopes = [slope_with_error(time, of_copy) for of_copy in total.T]
+    if len(slopes) == 1:
+        return slopes[0]
+    rates = [slope for slope, _ in slopes]
+    return float(np.mean(rates)), float(np.std(rates, ddof=1) / np.sqrt(len(rates)))
 
 
 def nve_integrator(forces: str, timestep_fs: float, mts_outer: int) -> openmm.Integrator:
-    """Verlet; for multiple time stepping r-RESPA with the direct force (group 0) inside and the correction (group 1) outside."""
-    if forces in MULTIPLE_TIME_STEPS:
-        return MultipleTimeStepIntegrator(0, 0, mts_outer * timestep_fs * unit.femtosecond, mts_outer)
-    return openmm.VerletIntegrator(timestep_fs * unit.femtosecond)
+    """Velocity Verlet; for multiple time stepping r-RESPA with the fast force (group 0) inside and the correction (group 1) outside."""
+    inner_steps = mts_outer if forces in MULTIPLE_TIME_STEPS else 1
+    return MultipleTimeStepIntegrator(0, 0, inner_steps * timestep_fs * unit.femtosecond, inner_steps)
+
+
+def run_copies(
+    system: openmm.System,
+    integrator: openmm.Integrator,
+    surface: Surface,
+    positions: np.ndarray,
+    initial_velocities: np.ndarray,
+    picoseconds: float,
+    platform: str = "auto",
+    progress: Progress | None = None,
+) -> Energies:
+    """Integrate, and record the energy of every copy.
+
+    Parameters
+    ----------
+    system : openmm.System
+        From `SE3Potential.createSystem`, with ``batch`` where there are several copies.
+    integrator : openmm.Integrator
+        From `nve_integrator`: with velocities at the time of the positions.
+    surface : Surface
+        Of one copy.
+    positions, initial_velocities : ndarray
+        ``(copies, n_atoms, 3)`` nm and nm/ps.
+    picoseconds : float
+        Length of the run.
+    platform : str
+        As `SimulationSettings.platform`.
+    progress : callable, optional
+        Called at each sample.
+    """
+    masses = np.array([system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(system.getNumParticles())])
+    masses = masses.reshape(positions.shape[:2])
+    step_fs = integrator.getStepSize().value_in_unit(unit.femtosecond)
+    every = max(1, round(max(SAMPLE_FS, picoseconds * 1e3 / MOST_SAMPLES) / step_fs))
+    samples = max(1, round(picoseconds * 1e3 / (every * step_fs)))
+    context = openmm.Context(system, integrator, choose_platform(platform))
+    context.setPositions(positions.reshape(-1, 3))
+    context.setVelocities(initial_velocities.reshape(-1, 3))
+    rows: list[tuple[float, np.ndarray]] = []
+    complete = True
+    for k in range(samples + 1):
+        try:
+            if k:
+                integrator.step(every)
+            state = context.getState(getPositions=True, getVelocities=True)
+        except openmm.OpenMMException:  # OpenMM's word for coordinates that are no longer finite
+            complete = False
+            break
+        x = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer).reshape(positions.shape)
+        v = state.getVelocities(asNumpy=True).value_in_unit(unit.nanometer / unit.picosecond).reshape(positions.shape)
+        kinetic = 0.5 * (masses * np.square(v).sum(2)).sum(1)
+        total = kinetic + [surface.energy(of_copy) for of_copy in x]
+        if not np.isfinite(total).all():
+            complete = False
+            break
+        rows.append((k * every * step_fs * 1e-3, total))
+        if kinetic.max() > 1.5 * positions.shape[1] * BOLTZMANN * HOTTEST:
+            complete = False
+            break
+        if progress is not None:
+            progress(k / samples)
+    time, totals = zip(*rows, strict=True) if rows else ((), ())
+    return Energies(np.array(time), np.array(totals).reshape(-1, len(positions)), complete)
+
+
+def molecule_at_constant_energy(
+    subject: Subject,
+    at: Minimum,
+    forces: str,
+    settings: PhysicsSettings,
+    hydrogen_mass: float | None = None,
+    progress: Progress | None = None,
+) -> Energies:
+    """`settings.nve_copies` copies of a molecule, from its minimum with kinetic energy for twice the temperature, half of which becomes potential.
+
+    Parameters
+    ----------
+    subject : Subject
+        The model.
+    at : Minimum
+        The molecule.
+    forces : str
+        As `SE3Potential`.
+    settings : PhysicsSettings
+        ``nve_ps``, ``nve_copies``, ``temperature``, ``timestep_fs``, ``mts_outer`` and ``seed`` of it.
+    hydrogen_mass : float, optional
+        Dalton.
+    progress : callable, optional
+        Called at each sample.
+    """
+    topology, positions, batch = replicate(topology_of(at.atoms), at.positions_nm, settings.nve_copies)
+    potential = SE3Potential(subject.model, forces=forces)
+    system = potential.createSystem(topology, removeCMMotion=False, hydrogenMass=hydrogen_mass, batch=batch if settings.nve_copies > 1 else None)
+    masses = np.array([system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(len(at.atoms))])
+    seeds = range(settings.seed, settings.seed + settings.nve_copies)
+    start = np.stack([velocities(at.positions_nm, masses, 2 * settings.temperature, seed, internal=True) for seed in seeds])
+    integrator = nve_integrator(forces, settings.timestep_fs, settings.mts_outer)
+    positions = positions.reshape(start.shape)
+    return run_copies(system, integrator, subject.surface(at.symbols), positions, start, settings.nve_ps, progress=progress)
 
 
 def measure_heating(subject: Subject, settings: PhysicsSettings, progress: Progress | None = None) -> Section:
-    """Heating of each molecule with each kind of forces, from its minimum with kinetic energy for twice the temperature.
+    """Heating of each molecule with each kind of forces.
 
     With the fast network, where a model has one, hydrogens are heavier: with their own mass, bonds to them get only four to six kicks in a
     period at an outer step of 2 fs, near enough to a resonance for kicks of that size to heat them.
@@ -65,24 +196,19 @@ def measure_heating(subject: Subject, settings: PhysicsSettings, progress: Progr
     for k, (name, forces, hydrogen_mass) in enumerate(runs):
         at = subject.minimum(name)
         label = forces if hydrogen_mass is None else f"{forces}, hydrogens of {hydrogen_mass:g} Da"
-        system = SE3Potential(subject.model, forces=forces).createSystem(topology_of(at.atoms), removeCMMotion=False, hydrogenMass=hydrogen_mass)
-        masses = np.array([system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(system.getNumParticles())])
-        # Half of it flows into the potential energy.
-        start = velocities(at.positions_nm, masses, 2 * settings.temperature, settings.seed, internal=True)
-        integrator = nve_integrator(forces, settings.timestep_fs, settings.mts_outer)
         share = None if progress is None else (lambda done, k=k: progress((k + done) / len(runs)))
-        trace = run(system, integrator, at.positions_nm, start, settings.nve_ps, sample_fs=SAMPLE_FS, progress=share)
-        rate, error = heating_rate(trace, len(at.wavenumbers))
+        energies = molecule_at_constant_energy(subject, at, forces, settings, hydrogen_mass, share)
+        rate, error = heating_rate(energies, len(at.wavenumbers))
         # The direct forces alone are reported, not judged.
         limits = {} if forces == "direct" else {"must": 0.05, "aim": 0.005}
         quantities.append(Quantity(f"{name}, {label}", rate, "K/ps", uncertainty=error, **limits))
-        if not trace.complete:
-            notes.append(f"{name}, {label}: blew up after {trace.time[-1] if len(trace.time) else 0.0:.2f} ps")
+        if not energies.complete:
+            notes.append(f"{name}, {label}: blew up after {energies.time[-1] if len(energies.time) else 0.0:.2f} ps")
         if name != (panels[-1].title if panels else None):
-            panels.append(Panel(name, "time (ps)", "change of the total energy\nper degree of freedom (K)", []))
-        total = trace.potential + trace.kinetic
-        change = (total - total[0]) / (len(at.wavenumbers) * BOLTZMANN) if len(total) else total
-        kept = thinned(len(total))
-        panels[-1].lines.append(Line(label, trace.time[kept].tolist(), change[kept].tolist()))
-    title = f"Heating at constant energy, {settings.timestep_fs:g} fs, {settings.nve_ps:g} ps"
+            panels.append(Panel(name, "time (ps)", "mean change of the total energy\nper degree of freedom (K)", []))
+        change = (energies.total - energies.total[:1]).mean(1) / (len(at.wavenumbers) * BOLTZMANN)
+        kept = thinned(len(change))
+        panels[-1].lines.append(Line(label, energies.time[kept].tolist(), change[kept].tolist()))
+    copies = "" if settings.nve_copies == 1 else f", {settings.nve_copies} copies"
+    title = f"Heating at constant energy, {settings.timestep_fs:g} fs, {settings.nve_ps:g} ps{copies}"
     return Section("heating", title, quantities, panels, notes)

@@ -15,6 +15,8 @@ class PhysicsSettings:
         Thermal frames per molecule for the gradient, the Jacobian and the loops.
     nve_ps : float
         Length of each constant-energy run.
+    nve_copies : int
+        Copies of the molecule in each, with different velocities.
     langevin_ps : float
         Length of each thermostatted run, after a tenth of it that is thrown away.
     langevin_forces : tuple of str
@@ -40,6 +42,7 @@ class PhysicsSettings:
     molecules: tuple[str, ...]
     frames: int
     nve_ps: float
+    nve_copies: int
     langevin_ps: float
     langevin_forces: tuple[str, ...]
     points: int
@@ -54,13 +57,22 @@ class PhysicsSettings:
 
 #: Under two minutes on one core.
 QUICK = PhysicsSettings(
-    molecules=("ethanol",), frames=2, nve_ps=0.5, langevin_ps=1.0, langevin_forces=("direct",), points=100, box_waters=0, box_ps=0.0
+    molecules=("ethanol",),
+    frames=2,
+    nve_ps=0.5,
+    nve_copies=1,
+    langevin_ps=1.0,
+    langevin_forces=("direct",),
+    points=100,
+    box_waters=0,
+    box_ps=0.0,
 )
 #: Long enough to tell 0.05 K/ps: about a day of one core, a third of it for the box, with the released model.
 FULL = PhysicsSettings(
     molecules=("ethanol", "paracetamol"),
     frames=5,
     nve_ps=100.0,
+    nve_copies=8,
     langevin_ps=50.0,
     langevin_forces=("direct", "conservative", "mts"),
     points=200,

@@ -1,5 +1,7 @@
 """Heating and temperatures of atoms in a swirling trap, where both are known in closed form."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import openmm
 import pytest
@@ -8,9 +10,9 @@ from openmm import unit
 from scipy.linalg import solve_continuous_lyapunov
 
 from openmm_se3 import SE3Potential
-from openmm_se3.physics.dynamics import run, velocities
+from openmm_se3.physics.dynamics import velocities
 from openmm_se3.physics.equipartition import element_temperatures, langevin_trace
-from openmm_se3.physics.heating import heating_rate, measure_heating, nve_integrator
+from openmm_se3.physics.heating import Energies, heating_rate, measure_heating, nve_integrator, run_copies
 from openmm_se3.physics.settings import PhysicsSettings
 from openmm_se3.physics.subject import Subject
 from openmm_se3.physics.units import BOLTZMANN
@@ -28,35 +30,64 @@ def trapped(tmp_path, symbols, swirl, forces="direct"):
     return atoms, SE3Potential(model, forces=forces, precision="double").createSystem(topology_of(atoms), removeCMMotion=False)
 
 
-def test_heating_of_a_swirl(tmp_path):
-    """On the growing orbit w'' = (-k + i c) w / m, the energy grows by exp(2 Re(lambda) t)."""
-    atoms, system = trapped(tmp_path, ["O"], SWIRL)
+class Spring:
+    """Energy of atoms bound to the origin, as `Surface` gives it."""
+
+    def energy(self, positions):
+        return 0.5 * STIFFNESS * float(np.square(positions).sum())
+
+
+def swirled(tmp_path, copies, forces="direct", picoseconds=0.1):
+    """One oxygen in each copy, started on its growing orbit with another radius."""
+    atoms, system = trapped(tmp_path, ["O"] * copies, SWIRL, forces)
     growth = np.sqrt(complex(-STIFFNESS, SWIRL) / atoms.get_masses()[0])
+    radius = 0.01 * np.arange(1, copies + 1)[:, None, None]
+    x, v = radius * np.array([1.0, 0, 0]), radius * np.array([growth.real, growth.imag, 0])
+    return run_copies(system, nve_integrator(forces, 0.1, 4), Spring(), x, v, picoseconds, platform="Reference"), growth
+
+
+def test_heating_of_a_swirl(tmp_path):
+    """On the growing orbit w'' = (-k + i c) w / m, the energy of every copy grows by exp(2 Re(lambda) t)."""
+    energies, growth = swirled(tmp_path, 3)
     assert growth.real > 0
-    start, speed = 0.01, 0.01 * growth
-    trace = run(
-        system, nve_integrator("direct", 0.1, 4), np.array([[start, 0, 0]]), np.array([[speed.real, speed.imag, 0.0]]), 0.1, platform="Reference"
-    )
-    exact = (trace.potential[0] + trace.kinetic[0]) * np.exp(2 * growth.real * trace.time)
-    expected = np.polyfit(trace.time, exact, 1)[0] / (3 * BOLTZMANN)
-    rate, error = heating_rate(trace, 3)
-    assert trace.complete
-    assert rate == pytest.approx(expected, rel=1e-2)
+    assert energies.complete
+    assert energies.total.shape == (21, 3)
+    exact = energies.total[0] * np.exp(2 * growth.real * energies.time[:, None])
+    np.testing.assert_allclose(energies.total, exact, rtol=1e-3)
+    expected = [np.polyfit(energies.time[2:], of_copy[2:], 1)[0] / (3 * BOLTZMANN) for of_copy in exact.T]
+    rate, error = heating_rate(energies, 3)
+    assert rate == pytest.approx(np.mean(expected), rel=1e-2)
+    assert error == pytest.approx(np.std(expected, ddof=1) / np.sqrt(3), rel=1e-2)
+    rate, error = heating_rate(Energies(energies.time, energies.total[:, :1], True), 3)
+    assert rate == pytest.approx(expected[0], rel=1e-2)
     assert error < 0.1 * rate
 
 
+def test_what_happens_at_the_start_is_no_rate():
+    time = np.linspace(0.0, 10.0, 101)
+    total = np.tile(np.minimum(time, 1.0)[:, None], 2)
+    assert heating_rate(Energies(time, total, True), 3) == (pytest.approx(0.0, abs=1e-12), pytest.approx(0.0, abs=1e-12))
+
+
 def test_no_heating_without_swirl(tmp_path):
-    _, system = trapped(tmp_path, ["O", "H"], SWIRL, forces="conservative")
-    x = np.array([[0.01, 0.0, 0.0], [0.0, 0.0, 0.01]])
-    rate, error = heating_rate(run(system, nve_integrator("conservative", 0.1, 4), x, np.zeros((2, 3)), 0.2, platform="Reference"), 6)
+    energies, _ = swirled(tmp_path, 2, forces="conservative", picoseconds=0.2)
+    rate, error = heating_rate(energies, 3)
     assert abs(rate) < max(0.05, 2 * error)
 
 
+def test_samples_are_no_more_than_there_may_be(tmp_path, monkeypatch):
+    monkeypatch.setattr("openmm_se3.physics.heating.MOST_SAMPLES", 8)
+    energies, _ = swirled(tmp_path, 1)
+    np.testing.assert_allclose(energies.time, np.arange(9) * 0.0125, atol=1e-3)
+    assert len(energies.time) == 9
+
+
 def test_blow_up_ends_the_run(tmp_path):
-    _, system = trapped(tmp_path, ["H"], 1e6)
-    trace = run(system, nve_integrator("direct", 0.5, 4), np.array([[0.01, 0, 0]]), np.ones((1, 3)), 1.0, platform="Reference")
-    assert not trace.complete
-    assert trace.time[-1] < 0.5
+    _, system = trapped(tmp_path, ["H", "H"], 1e6)
+    x, v = np.array([[[0.01, 0, 0]], [[0.0, 0, 0]]]), np.array([[[1.0, 1, 1]], [[0.0, 0, 0]]])
+    energies = run_copies(system, nve_integrator("direct", 0.5, 4), Spring(), x, v, 1.0, platform="Reference")
+    assert not energies.complete
+    assert energies.time[-1] < 0.5
 
 
 def test_multiple_time_steps_put_the_inner_force_inside():
@@ -70,17 +101,17 @@ def test_multiple_time_steps_put_the_inner_force_inside():
         system.addForce(force)
     integrator = nve_integrator("mts", 0.5, 6)
     assert integrator.getStepSize() == 3.0 * unit.femtosecond
-    trace = run(system, integrator, np.array([[0.01, 0, 0]]), np.zeros((1, 3)), 2.0, platform="Reference")
-    total = trace.potential + trace.kinetic
-    assert trace.complete
-    assert np.ptp(total) < 0.1 * total[0]
-    assert trace.time[1] == pytest.approx(0.006)  # the nearest whole number of outer steps to 5 fs
+    trap = SimpleNamespace(energy=lambda x: 0.5 * 1.001e6 * float(np.square(x).sum()))
+    energies = run_copies(system, integrator, trap, np.array([[[0.01, 0, 0]]]), np.zeros((1, 1, 3)), 2.0, platform="Reference")
+    assert energies.complete
+    assert np.ptp(energies.total) < 0.1 * energies.total[0, 0]
+    assert energies.time[1] == pytest.approx(0.006)  # the nearest whole number of outer steps to 5 fs
 
 
 def test_the_fast_network_is_measured_with_heavier_hydrogens(tmp_path):
     """Direct forces are not judged; a model without a fast network is measured without one."""
     subject = Subject(write_model(MorseWithFast(swirl=200.0), tmp_path / "morse.pt"))
-    settings = PhysicsSettings(("water",), 1, 0.5, 0.0, (), 10, 0, 0.0, temperature=30.0)
+    settings = PhysicsSettings(("water",), 1, 0.5, 2, 0.0, (), 10, 0, 0.0, temperature=30.0)
     section = measure_heating(subject, settings)
     found = {q.name: q for q in section.quantities}
     names = ["water, direct", "water, conservative", "water, mts", "water, mts-fast, hydrogens of 3 Da"]
@@ -96,7 +127,7 @@ def test_the_fast_network_is_measured_with_heavier_hydrogens(tmp_path):
 def test_temperatures_of_a_swirl_under_a_thermostat(tmp_path):
     """The stationary covariance of the Langevin equation with a linear force solves a Lyapunov equation, one for each mass."""
     atoms, system = trapped(tmp_path, ["H"] * 100 + ["O"] * 100, SWIRL)
-    settings = PhysicsSettings(("water",), 1, 0.0, 3.0, ("direct",), 10, 0, 0.0)
+    settings = PhysicsSettings(("water",), 1, 0.0, 1, 3.0, ("direct",), 10, 0, 0.0)
     trace = langevin_trace(system, "direct", atoms, np.zeros((200, 3)), settings)
     found = element_temperatures(trace, atoms.get_chemical_symbols(), atoms.get_masses())
     friction, kt = SimulationSettings.friction_per_ps, BOLTZMANN * settings.temperature
