@@ -197,8 +197,9 @@ class FusedSelfInteraction(nn.Module):
         first, last = module.network[0], module.network[2]
         gains = torch.ones(_weight(first).shape[0], 1, dtype=norm.gains[0].dtype)
         gains[: self.channels[0], 0] = norm.gains[0].detach()
-        self.hidden_weight, self.hidden_bias = _frozen(gains * _weight(first)), _frozen(_bias(first))
-        self.out_weight, self.out_bias = _frozen(_weight(last)), _frozen(_bias(last))
+        # Weights of maps with a bias are (out, in), for `linear`: TorchScript makes two operators of an addmm, but leaves that alone.
+        self.hidden_weight, self.hidden_bias = _frozen((gains * _weight(first)).t()), _frozen(_bias(first))
+        self.out_weight, self.out_bias = _frozen(_weight(last).t()), _frozen(_bias(last))
         # How often each entry holds y as a factor: once in a scalar, twice in a product; and beside each gate.
         self.input_sections = [self.channels[0], *[self.n_products for _ in degrees]]
         orders = [torch.full((size, 1), 1.0 if i == 0 else 2.0, dtype=gains.dtype) for i, size in enumerate(self.input_sections)]
@@ -218,8 +219,8 @@ class FusedSelfInteraction(nn.Module):
             inputs.append((left * right).sum(1))
             mixed.append(mix)
         x = torch.cat(inputs, dim=1)
-        hidden = torch.addmm(self.hidden_bias, x, self.hidden_weight)
-        gates = torch.addmm(self.out_bias, nn.functional.silu(hidden), self.out_weight)
+        hidden = nn.functional.linear(x, self.hidden_weight, self.hidden_bias)
+        gates = nn.functional.linear(nn.functional.silu(hidden), self.out_weight, self.out_bias)
         parts = gates.unsqueeze(1).split(self.sections, dim=2)
         out = [torch.addcmul(state[0] + parts[0], parts[1], mixed[0])]
         for degree in range(1, len(mixed)):
@@ -238,8 +239,8 @@ class FusedSelfInteraction(nn.Module):
         for degree, channels in enumerate(self.channels):
             g_gates.append((g[degree] * saved[4 + degree].narrow(2, 2 * self.n_products, channels)).sum(1))
         g_gate = torch.cat(g_gates, dim=1)
-        g_hidden = torch.ops.aten.silu_backward(torch.mm(g_gate, self.out_weight.t()), hidden)
-        g_x = torch.mm(g_hidden, self.hidden_weight.t())
+        g_hidden = torch.ops.aten.silu_backward(torch.mm(g_gate, self.out_weight), hidden)
+        g_x = torch.mm(g_hidden, self.hidden_weight)
         g_inputs = g_x.unsqueeze(1).split(self.input_sections, dim=2)
         g_images: list[Tensor] = []
         for degree, channels in enumerate(self.channels):
@@ -270,26 +271,26 @@ class FusedReadout(nn.Module):
         gain0, gate = norm.gains[0].detach().unsqueeze(1), norm.gains[1].detach() * force_scale
         first, last = (energy.network[0], force.network[0]), (energy.network[2], force.network[2])
         self.energy_hidden = _weight(first[0]).shape[1]
-        self.hidden_weight = _frozen(gain0 * torch.cat([_weight(m) for m in first], dim=1))
+        self.hidden_weight = _frozen((gain0 * torch.cat([_weight(m) for m in first], dim=1)).t())
         self.hidden_bias = _frozen(torch.cat([_bias(m) for m in first]))
-        self.out_weight = _frozen(torch.block_diag(_weight(last[0]) * energy_scale, _weight(last[1]) * gate))
+        self.out_weight = _frozen(torch.block_diag(_weight(last[0]) * energy_scale, _weight(last[1]) * gate).t())
         self.out_bias = _frozen(torch.cat([_bias(last[0]) * energy_scale, _bias(last[1]) * gate]))
 
     def forward(self, state: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
         """State of degrees 0 and 1 to ``(n_atoms,)`` and ``(n_atoms, 3)``, scaled, and what `adjoint` needs."""
         scale = self.scale(state[:2])
         scalars = (state[0] * scale).squeeze(1)
-        hidden = torch.addmm(self.hidden_bias, scalars, self.hidden_weight)
-        out = torch.addmm(self.out_bias, nn.functional.silu(hidden), self.out_weight)
+        hidden = nn.functional.linear(scalars, self.hidden_weight, self.hidden_bias)
+        out = nn.functional.linear(nn.functional.silu(hidden), self.out_weight, self.out_bias)
         gates = out.narrow(1, 1, out.shape[1] - 1) * scale.squeeze(-1)
         return out.select(1, 0), torch.bmm(state[1], gates.unsqueeze(2)).squeeze(2), [scale, scalars, hidden]
 
     def adjoint(self, state: list[Tensor], saved: list[Tensor]) -> list[Tensor]:
         """Derivative of the summed energies by the state; the vectors act through the norm alone."""
         scale, scalars, hidden = saved[0], saved[1], saved[2]
-        of_energy = self.out_weight.narrow(0, 0, self.energy_hidden).narrow(1, 0, 1).t()
+        of_energy = self.out_weight.narrow(0, 0, 1).narrow(1, 0, self.energy_hidden)
         hidden = hidden.narrow(1, 0, self.energy_hidden)
         g_hidden = torch.ops.aten.silu_backward(of_energy.expand(hidden.shape), hidden)
-        g_scalars = torch.mm(g_hidden, self.hidden_weight.narrow(1, 0, self.energy_hidden).t())
+        g_scalars = torch.mm(g_hidden, self.hidden_weight.narrow(0, 0, self.energy_hidden))
         product = (g_scalars * scalars).sum(1, keepdim=True)
         return self.scale.adjoint(state, scale, product, [g_scalars.unsqueeze(1) * scale, torch.zeros_like(state[1])])
