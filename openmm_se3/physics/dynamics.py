@@ -1,4 +1,4 @@
-"""Trajectories for measurements: a molecule, a kind of forces, an integrator; energies and velocities at equal intervals."""
+"""Trajectories for measurements: a molecule, a kind of forces, an integrator; positions and velocities at equal intervals."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,18 +58,15 @@ class Trace:
     ----------
     time : ndarray
         ``(n,)`` ps.
-    potential, kinetic : ndarray
-        ``(n,)`` kJ/mol.
-    squared_speeds : ndarray
-        ``(n, n_atoms)`` nm^2/ps^2.
+    positions, velocities : ndarray
+        ``(n, n_atoms, 3)`` nm and nm/ps; of an integrator of leapfrog type, velocities of half a step before.
     complete : bool
-        False where it ended early, because the energy was not finite or the temperature above `HOTTEST`.
+        False where it ended early, because coordinates were not finite or the temperature above `HOTTEST`.
     """
 
     time: np.ndarray
-    potential: np.ndarray
-    kinetic: np.ndarray
-    squared_speeds: np.ndarray
+    positions: np.ndarray
+    velocities: np.ndarray
     complete: bool
 
 
@@ -113,27 +110,29 @@ def run(
     context = openmm.Context(system, integrator, choose_platform(platform))
     context.setPositions(positions)
     context.setVelocities(initial_velocities)
-    rows: list[tuple[float, float, float, np.ndarray]] = []
+    masses = np.array([system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(system.getNumParticles())])
+    rows: list[tuple[float, np.ndarray, np.ndarray]] = []
     complete = True
     for k in range(samples + 1):
         try:
             if k:
                 integrator.step(every)
-            state = context.getState(getEnergy=True, getVelocities=True)
+            state = context.getState(positions=True, velocities=True)
         except openmm.OpenMMException:  # OpenMM's word for coordinates that are no longer finite
             complete = False
             break
-        potential = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
-        kinetic = state.getKineticEnergy().value_in_unit(unit.kilojoule_per_mole)
+        x = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
         v = state.getVelocities(asNumpy=True).value_in_unit(unit.nanometer / unit.picosecond)
-        if not np.isfinite(potential + kinetic):
+        if not np.isfinite([x, v]).all():
             complete = False
             break
-        rows.append((k * every * step_fs * 1e-3, potential, kinetic, np.sum(np.asarray(v) ** 2, axis=1)))
-        if kinetic > 1.5 * len(positions) * BOLTZMANN * HOTTEST:
+        rows.append((k * every * step_fs * 1e-3, x, v))
+        if masses @ np.square(v).sum(1) > 3 * len(positions) * BOLTZMANN * HOTTEST:
             complete = False
             break
         if progress is not None:
             progress(k / samples)
-    time, potentials, kinetics, speeds = zip(*rows, strict=True) if rows else ((), (), (), ())
-    return Trace(np.array(time), np.array(potentials), np.array(kinetics), np.array(speeds), complete)
+    shape = (-1, *positions.shape)
+    return Trace(
+        np.array([t for t, _, _ in rows]), np.array([x for _, x, _ in rows]).reshape(shape), np.array([v for _, _, v in rows]).reshape(shape), complete
+    )

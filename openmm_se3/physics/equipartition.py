@@ -37,7 +37,7 @@ def element_temperatures(trace: Trace, symbols: list[str], masses: np.ndarray) -
     dict
         ``(n,)`` Kelvin each.
     """
-    each = masses * trace.squared_speeds / (3 * BOLTZMANN)
+    each = masses * np.square(trace.velocities).sum(2) / (3 * BOLTZMANN)
     chosen = {s: np.array([t == s for t in symbols]) for s in sorted(set(symbols))}
     return {**{s: each[:, mask].mean(1) for s, mask in chosen.items()}, "all": each.mean(1)}
 
@@ -63,7 +63,7 @@ def langevin_trace(
     start = velocities(positions, atoms.get_masses(), settings.temperature, settings.seed, internal=False)
     trace = run(system, integrator, positions, start, settings.langevin_ps * (1 + DISCARD), progress=progress)
     kept = trace.time > DISCARD * settings.langevin_ps
-    return Trace(trace.time[kept], trace.potential[kept], trace.kinetic[kept], trace.squared_speeds[kept], trace.complete)
+    return Trace(trace.time[kept], trace.positions[kept], trace.velocities[kept], trace.complete)
 
 
 def measure_equipartition(subject: Subject, settings: PhysicsSettings, progress: Progress | None = None) -> Section:

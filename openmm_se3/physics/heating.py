@@ -8,7 +8,7 @@ from openmm import unit
 
 from openmm_se3.binding import MULTIPLE_TIME_STEPS, modes_of
 from openmm_se3.integrators import MultipleTimeStepIntegrator
-from openmm_se3.physics.dynamics import HOTTEST, Progress, velocities
+from openmm_se3.physics.dynamics import Progress, run, velocities
 from openmm_se3.physics.report import Line, Panel, Quantity, Section, thinned
 from openmm_se3.physics.settings import PhysicsSettings
 from openmm_se3.physics.statistics import slope_with_error
@@ -16,7 +16,6 @@ from openmm_se3.physics.subject import Minimum, Subject, Surface
 from openmm_se3.physics.units import BOLTZMANN
 from openmm_se3.potential import SE3Potential
 from openmm_se3.replicas import replicate
-from openmm_se3.simulate import choose_platform
 from openmm_se3.structures import topology_of
 
 #: Samples are so far apart at least, and there are so many at most: each costs an evaluation in double precision for each copy.
@@ -38,7 +37,7 @@ class Energies:
     total : ndarray
         ``(n, copies)`` kJ/mol, potential and kinetic; the potential is that of the energy head, whatever the forces.
     complete : bool
-        False where it ended early, because an energy was not finite or a copy hotter than `HOTTEST`.
+        False where it ended early, as a `Trace` does, or because an energy was not finite.
     """
 
     time: np.ndarray
@@ -110,39 +109,15 @@ def run_copies(
     progress : callable, optional
         Called at each sample.
     """
+    sample_fs = max(SAMPLE_FS, picoseconds * 1e3 / MOST_SAMPLES)
+    start = positions.reshape(-1, 3), initial_velocities.reshape(-1, 3)
+    trace = run(system, integrator, *start, picoseconds, sample_fs, platform, progress)
+    x, v = trace.positions.reshape(-1, *positions.shape), trace.velocities.reshape(-1, *positions.shape)
     masses = np.array([system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(system.getNumParticles())])
-    masses = masses.reshape(positions.shape[:2])
-    step_fs = integrator.getStepSize().value_in_unit(unit.femtosecond)
-    every = max(1, round(max(SAMPLE_FS, picoseconds * 1e3 / MOST_SAMPLES) / step_fs))
-    samples = max(1, round(picoseconds * 1e3 / (every * step_fs)))
-    context = openmm.Context(system, integrator, choose_platform(platform))
-    context.setPositions(positions.reshape(-1, 3))
-    context.setVelocities(initial_velocities.reshape(-1, 3))
-    rows: list[tuple[float, np.ndarray]] = []
-    complete = True
-    for k in range(samples + 1):
-        try:
-            if k:
-                integrator.step(every)
-            state = context.getState(getPositions=True, getVelocities=True)
-        except openmm.OpenMMException:  # OpenMM's word for coordinates that are no longer finite
-            complete = False
-            break
-        x = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer).reshape(positions.shape)
-        v = state.getVelocities(asNumpy=True).value_in_unit(unit.nanometer / unit.picosecond).reshape(positions.shape)
-        kinetic = 0.5 * (masses * np.square(v).sum(2)).sum(1)
-        total = kinetic + [surface.energy(of_copy) for of_copy in x]
-        if not np.isfinite(total).all():
-            complete = False
-            break
-        rows.append((k * every * step_fs * 1e-3, total))
-        if kinetic.max() > 1.5 * positions.shape[1] * BOLTZMANN * HOTTEST:
-            complete = False
-            break
-        if progress is not None:
-            progress(k / samples)
-    time, totals = zip(*rows, strict=True) if rows else ((), ())
-    return Energies(np.array(time), np.array(totals).reshape(-1, len(positions)), complete)
+    kinetic = 0.5 * (masses.reshape(positions.shape[:2]) * np.square(v).sum(3)).sum(2)
+    total = kinetic + np.array([[surface.energy(of_copy) for of_copy in sample] for sample in x]).reshape(kinetic.shape)
+    finite = np.cumprod(np.isfinite(total).all(1)).astype(bool)
+    return Energies(trace.time[finite], total[finite], trace.complete and bool(finite.all()))
 
 
 def molecule_at_constant_energy(
