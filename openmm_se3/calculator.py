@@ -8,34 +8,15 @@ import torch
 from ase import Atoms, units
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
-from openmm import Vec3
-from openmm.app.internal.unitcell import reducePeriodicBoxVectors
 
 from openmm_se3.binding import MULTIPLE_TIME_STEPS
 from openmm_se3.errors import UnsupportedSystemError
-from openmm_se3.force import check_box
+from openmm_se3.force import check_box, check_neutral
+from openmm_se3.model_file import module_from_bytes, module_to_bytes
 from openmm_se3.potential import SE3Potential
+from openmm_se3.structures import reduced_cell
 
 _KJ_PER_MOL = units.kJ / units.mol
-
-
-def reduced_cell(atoms: Atoms) -> tuple[np.ndarray, np.ndarray]:
-    """Cell in OpenMM's reduced form, and the rotation into its frame.
-
-    Parameters
-    ----------
-    atoms : ase.Atoms
-        Periodic in all three directions.
-
-    Returns
-    -------
-    tuple of ndarray
-        Box ``(3, 3)`` in nm, rows, lower triangular and reduced; rotation Q ``(3, 3)`` such that ``positions @ Q.T`` are the
-        coordinates in the frame of the box.
-    """
-    lower, rotation = atoms.cell.standard_form()
-    vectors = reducePeriodicBoxVectors([Vec3(*row) for row in np.asarray(lower) * units.Ang / units.nm])
-    return np.array([[float(x) for x in v] for v in getattr(vectors, "_value", vectors)]), np.asarray(rotation)
 
 
 class SE3Calculator(Calculator):
@@ -75,13 +56,20 @@ class SE3Calculator(Calculator):
         self._device = torch.device(device or "cpu")
         self._model = potential._model.to(self._device)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For `pickle`, which workers of `multiprocessing` need: the module as the bytes of its file."""
+        return self.__dict__ | {"_model": module_to_bytes(self._model)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state | {"_model": module_from_bytes(state["_model"]).to(state["_device"])})
+
     def calculate(self, atoms: Atoms | None = None, properties: Any = ("energy",), system_changes: Any = all_changes) -> None:
         """Called by ASE.
 
         Raises
         ------
         UnsupportedSystemError
-            For unknown elements, non-finite positions, partial periodicity or a box that is too small.
+            Without atoms, for unknown elements, non-finite positions, charges, partial periodicity or a box that is too small.
         PropertyNotImplementedError
             If the stress is asked for without a periodic cell, or with direct forces.
         """
@@ -91,6 +79,9 @@ class SE3Calculator(Calculator):
             raise PropertyNotImplementedError("stress is a derivative of the energy, which direct forces are not; use forces='conservative'")
         if "stress" in properties and not atoms.pbc.any():
             raise PropertyNotImplementedError("stress needs a periodic cell; set atoms.cell and atoms.pbc = True")
+        if not len(atoms):
+            raise UnsupportedSystemError("no atoms; the model needs at least one")
+        check_neutral(atoms.info.get("charge"), atoms.info.get("multiplicity"))
         unknown = sorted(set(atoms.get_chemical_symbols()) - set(self.metadata.elements))
         if unknown:
             known = ", ".join(self.metadata.elements)

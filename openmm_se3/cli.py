@@ -10,18 +10,19 @@ from typing import Annotated, TextIO
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 import openmm_se3
-from openmm_se3.errors import ModelFileError, UnsupportedSystemError
+from openmm_se3.errors import ModelFileError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="SE(3)-Transformer potentials for OpenMM.", pretty_exceptions_enable=False)
 console = Console()
 
 
 def _fail(error: Exception) -> typer.Exit:
-    Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+    Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
     return typer.Exit(1)
 
 
@@ -34,7 +35,7 @@ def _notices() -> Iterator[None]:
         message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None
     ) -> None:
         if category is UserWarning:
-            console.print(f"[bold yellow]notice:[/] {message}", highlight=False, soft_wrap=True)
+            console.print(f"[bold yellow]notice:[/] {escape(str(message))}", highlight=False, soft_wrap=True)
         else:
             plain(message, category, filename, lineno, file, line)
 
@@ -56,17 +57,20 @@ def main(version: Annotated[bool, typer.Option("--version", callback=_version, i
 
 
 def _edges(text: str) -> tuple[float, ...]:
-    """Three edges from ``2.5`` or ``2.5,2.5,3``."""
+    """Three edges from ``2.5`` or ``2.5,2.5,3``; none from ``none``."""
+    if text.strip().lower() == "none":
+        return ()
     try:
         edges = tuple(float(x) for x in text.split(","))
     except ValueError:
-        raise ValueError(f"--box must be one number or three with commas, in nm, got {text!r}") from None
+        raise ValueError(f"--box must be one number or three with commas, in nm, or none, got {text!r}") from None
     return edges * 3 if len(edges) == 1 else edges
 
 
 @app.command()
 def simulate(
-    structure: Annotated[Path | None, typer.Argument(help="Structure file: .pdb, .cif, .sdf or .xyz, with hydrogens.")] = None,
+    context: typer.Context,
+    structure: Annotated[Path | None, typer.Argument(help="Structure file: .pdb, .cif (mmCIF), .sdf, .mol or .xyz, with hydrogens.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Directory to write; by default the structure's name + '-md'.")] = None,
     model: Annotated[str, typer.Option(help="Released model or exported file.")] = "se3-ani1x",
     forces: Annotated[
@@ -79,7 +83,7 @@ def simulate(
     ensemble: Annotated[str, typer.Option(help="nvt (Langevin) or nve (Verlet).")] = "nvt",
     pressure: Annotated[float | None, typer.Option(help="Bar; keeps it by a Monte Carlo barostat, in a periodic box.")] = None,
     box: Annotated[
-        str | None, typer.Option(help="Edges of a periodic box in nm: one number, or three with commas; by default the structure's.")
+        str | None, typer.Option(help="Edges of a periodic box in nm: one number, or three with commas; none for vacuum; by default the structure's.")
     ] = None,
     temperature: Annotated[float, typer.Option(help="Kelvin; 0 starts at rest.")] = 300.0,
     timestep: Annotated[float, typer.Option(help="Femtoseconds; with mts and mts-fast of the inner steps.")] = 0.5,
@@ -93,12 +97,14 @@ def simulate(
     minimize: Annotated[bool, typer.Option(help="Minimise first.")] = True,
     platform: Annotated[str, typer.Option(help="OpenMM platform, or auto.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of velocities and thermostat.")] = 1,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --output from its checkpoint.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --output from its checkpoint, with --steps up to more steps.")
+    ] = False,
 ) -> None:
     """Minimise a structure, run dynamics, write trajectory, log, checkpoint and a picture."""
     import openmm
 
-    from openmm_se3.simulate import PLOT_FILE, TRAJECTORY_FILE, SimulationError, SimulationSettings, temperature_deviation
+    from openmm_se3.simulate import PLOT_FILE, TRAJECTORY_FILE, SimulationError, SimulationSettings, extend, temperature_deviation
     from openmm_se3.simulate import simulate as run
 
     if structure is None and not (resume and output is not None):
@@ -108,7 +114,15 @@ def simulate(
     seen: list[tuple[float, float]] = []
     try:
         settings = None
-        if not resume:
+        if resume:
+            sources = {name: context.get_parameter_source(name) for name in context.params}
+            given = {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
+            if given - {"structure", "output", "steps", "resume"}:
+                options = ", ".join("--" + name.replace("_", "-") for name in sorted(given - {"structure", "output", "steps", "resume"}))
+                raise ValueError(f"a run goes on as it began: --resume takes --steps, to make it longer, but not {options}")
+            if "steps" in given:
+                extend(directory, steps)
+        else:
             settings = SimulationSettings(
                 structure=str(structure),
                 model=model,
@@ -138,7 +152,7 @@ def simulate(
                 bar.update(task, completed=step, total=total, description=f"{kelvin:.0f} K  {potential:.1f} kJ/mol{speed}")
 
             run(settings, directory, resume, show)
-    except (SimulationError, UnsupportedSystemError, ModelFileError, FileExistsError, ValueError, ImportError, openmm.OpenMMException) as error:
+    except (SimulationError, ValueError, OSError, ImportError, openmm.OpenMMException) as error:
         raise _fail(error) from None
     deviation = temperature_deviation(directory)
     if deviation is not None and abs(deviation) > 0.1:
@@ -148,7 +162,8 @@ def simulate(
             highlight=False,
             soft_wrap=True,
         )
-    console.print(f"wrote {directory / TRAJECTORY_FILE}, log.csv, final.pdb and {directory / PLOT_FILE}", highlight=False, soft_wrap=True)
+    written = f"wrote {directory / TRAJECTORY_FILE}, log.csv, final.pdb and {directory / PLOT_FILE}"
+    console.print(written, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -160,7 +175,8 @@ def models() -> None:
     for name in available_models():
         m = read_metadata(name)
         error = m.metrics.get("test", {}).get("force_rmse_kcal_per_mol_per_angstrom")
-        table.add_row(name, " ".join(m.elements), f"{m.cutoff_nm:g}", f"{m.n_parameters:,}", "-" if error is None else f"{error:.2f}", m.licence)
+        force_error = "-" if error is None else f"{error:.2f}"
+        table.add_row(name, " ".join(m.elements), f"{m.cutoff_nm:g}", f"{m.n_parameters:,}", force_error, escape(m.licence))
     console.print(table)
 
 
@@ -211,7 +227,7 @@ def validate(
         raise _fail(error) from None
     table = Table("check", "value", "limit", "")
     for check in checks:
-        table.add_row(check.name, f"{check.value:.2e}", f"{check.limit:.0e}", "ok" if check.passed else "[bold red]FAILED[/]")
+        table.add_row(escape(check.name), f"{check.value:.2e}", f"{check.limit:.0e}", "ok" if check.passed else "[bold red]FAILED[/]")
     console.print(table)
     failed = sum(not c.passed for c in checks)
     console.print(f"{len(checks) - failed} of {len(checks)} checks passed", highlight=False)
@@ -239,10 +255,11 @@ def _validate_physics(model: str, output: Path, full: bool, measures: list[str] 
                 bar.update(tasks[name], completed=share)
 
             sections = validate_physics(model, output, settings, measures or tuple(MEASURES), resume, show)
-    except (ModelFileError, UnsupportedSystemError, FileExistsError, ValueError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:
         raise _fail(error) from None
     console.print(report_table(sections))
-    console.print(f"wrote {output / REPORT_FILE} and a picture for each measure with curves", highlight=False, soft_wrap=True)
+    written = f"wrote {output / REPORT_FILE} and a picture for each measure with curves"
+    console.print(written, markup=False, highlight=False, soft_wrap=True)
     if short := missed(sections):
         console.print(f"{len(short)} quantities miss what they must keep", highlight=False)
         raise typer.Exit(1)
@@ -257,15 +274,16 @@ def doctor() -> None:
         diagnosis = diagnose()
     versions = Table("part", "version")
     for part, value in diagnosis.versions.items():
-        versions.add_row(part, value)
+        versions.add_row(escape(part), escape(value))
     console.print(versions)
     table = Table("platform", "through", "largest force error (kJ/mol/nm)", "ms", "")
     for e in diagnosis.evaluations:
         numbers = ("-", "-") if e.force_error is None or e.milliseconds is None else (f"{e.force_error:.1e}", f"{e.milliseconds:.1f}")
-        table.add_row(e.platform, e.backend, *numbers, "ok" if e.works else f"[bold red]FAILED[/] {e.error}")
+        table.add_row(e.platform, e.backend, *numbers, "ok" if e.works else f"[bold red]FAILED[/] {escape(str(e.error))}")
     console.print(table)
     for problem in diagnosis.problems:
-        console.print(f"[bold yellow]problem:[/] {problem.text}\n   [bold]mend:[/] {problem.mend}", highlight=False, soft_wrap=True)
+        text, mend = escape(problem.text), escape(problem.mend)
+        console.print(f"[bold yellow]problem:[/] {text}\n   [bold]mend:[/] {mend}", highlight=False, soft_wrap=True)
     if not diagnosis.works:
         raise _fail(RuntimeError("the model works on no platform"))
     console.print("no problems found" if not diagnosis.problems else "the model works, with the problems above", highlight=False)

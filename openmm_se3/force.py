@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import openmm
 import torch
 from openmm import app, unit
@@ -17,6 +18,7 @@ from openmm_se3.model_file import ModelMetadata
 from openmm_se3.python_force import create_python_force
 from openmm_se3.replicas import keep_apart
 from openmm_se3.serialisation import mend_serialisation
+from openmm_se3.structures import in_nanometers
 
 #: How the model can be put into a System.
 BACKENDS = ("TorchForce", "PythonForce")
@@ -73,13 +75,31 @@ def model_atoms(topology: app.Topology, atoms: Sequence[int] | None, metadata: M
     return indices, [everything[i].element.atomic_number for i in indices]
 
 
+def check_neutral(charge: Any, multiplicity: Any) -> None:
+    """Refuse a charge or spin that was asked for, since no exported model knows any but a neutral closed shell.
+
+    Parameters
+    ----------
+    charge, multiplicity : number or None
+        In elementary charges, and 2 S + 1; None where nothing was said.
+
+    Raises
+    ------
+    UnsupportedSystemError
+        If the charge is not 0 or the multiplicity not 1.
+    """
+    for name, value, only in (("charge", charge, 0), ("multiplicity", multiplicity, 1)):
+        if value is not None and value != only:
+            raise UnsupportedSystemError(f"{name} {value} was asked for, but the model was trained on neutral closed shells alone ({name} {only})")
+
+
 def check_box(vectors: Any, metadata: ModelMetadata) -> None:
     """Refuse a periodic box in which the minimum image cannot hold the cutoff.
 
     Parameters
     ----------
-    vectors : sequence of openmm.Vec3 or Quantity
-        Box vectors in reduced form.
+    vectors : ndarray, sequence of openmm.Vec3, or Quantity of either
+        Box vectors in reduced form; nm if they have no unit.
     metadata : ModelMetadata
         Tells the cutoff.
 
@@ -88,8 +108,7 @@ def check_box(vectors: Any, metadata: ModelMetadata) -> None:
     UnsupportedSystemError
         If a diagonal element is below twice the cutoff.
     """
-    box = vectors.value_in_unit(unit.nanometer) if unit.is_quantity(vectors) else vectors
-    smallest = min(box[k][k] for k in range(3))
+    smallest = np.diag(in_nanometers(vectors, 3)).min()
     if smallest < 2 * metadata.cutoff_nm:
         raise UnsupportedSystemError(
             f"the periodic box is too small: its smallest diagonal element is {smallest:.4g} nm, but model {metadata.name!r} with a cutoff of "

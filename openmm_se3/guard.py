@@ -1,10 +1,13 @@
 """`DomainGuard`: stop a simulation that has left what any model can describe, and say which atoms it is."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import openmm
 from openmm import app, unit
 
 from openmm_se3.atom_names import atom_names, listed
+from openmm_se3.errors import UnsupportedSystemError
 
 #: No atom of a run diffuses so far; one that is there was thrown.
 FARTHEST_NM = 1e6
@@ -28,19 +31,30 @@ class DomainGuard:
         Steps between checks.
     closest : float
         Distance (nm) below which two atoms count as fused. The default is half the shortest bond there is, that of H2.
-    atoms : sequence of int, optional
+    atoms : iterable of int, optional
         Look at these only, such as the ML atoms of a mixed System, whose massless sites may lie on top of each other; all by default.
+
+    Raises
+    ------
+    ValueError
+        If `reportInterval` or `closest` is not positive.
+    UnsupportedSystemError
+        If an index in `atoms` is none of the topology.
 
     Examples
     --------
     >>> simulation.reporters.append(DomainGuard(topology, 100))  # doctest: +SKIP
     """
 
-    def __init__(self, topology: app.Topology, reportInterval: int, closest: float = 0.037, atoms: list[int] | None = None) -> None:
+    def __init__(self, topology: app.Topology, reportInterval: int, closest: float = 0.037, atoms: Iterable[int] | None = None) -> None:
         if reportInterval <= 0 or closest <= 0:
             raise ValueError(f"reportInterval and closest must be positive, got {reportInterval} and {closest}")
         self._interval, self._closest = reportInterval, closest
-        self._atoms = np.arange(topology.getNumAtoms()) if atoms is None else np.array(atoms)
+        n_atoms = topology.getNumAtoms()
+        self._atoms = np.arange(n_atoms) if atoms is None else np.array(list(atoms), dtype=int)
+        outside = self._atoms[(self._atoms < 0) | (self._atoms >= n_atoms)]
+        if len(outside):
+            raise UnsupportedSystemError(f"atoms holds {outside[:5].tolist()}, but the topology has atoms 0 to {n_atoms - 1}")
         self._names = atom_names(topology, self._atoms)
         self._periodic = topology.getPeriodicBoxVectors() is not None
         self._last = ""
@@ -96,7 +110,8 @@ class DomainGuard:
         """Pairs of indices ``(n, 2)`` closer than allowed, and their distances (nm), over periodic images too."""
         from ase.neighborlist import primitive_neighbor_list
 
-        box = state.getPeriodicBoxVectors(asNumpy=True).value_in_unit(unit.nanometer) if self._periodic else np.eye(3)
-        first, second, distance = primitive_neighbor_list("ijd", [self._periodic] * 3, box, x, self._closest)
+        # In Angstrom: ASE sorts atoms into cells of at least 3 of whatever unit it is given, and of nanometers one cell would hold them all.
+        box = state.getPeriodicBoxVectors(asNumpy=True).value_in_unit(unit.angstrom) if self._periodic else np.eye(3)
+        first, second, distance = primitive_neighbor_list("ijd", [self._periodic] * 3, box, 10 * x, 10 * self._closest)
         once = first < second
-        return np.stack([first[once], second[once]], axis=1), distance[once]
+        return np.stack([first[once], second[once]], axis=1), distance[once] / 10

@@ -62,14 +62,12 @@ class MultipleTimeStepIntegrator(openmm.CustomIntegrator):
         if not (kelvin >= 0 and friction >= 0):
             raise ValueError(f"temperature and frictionCoeff must not be negative, got {kelvin} K and {friction}/ps")
         super().__init__(stepSize)
-        inner = _number(stepSize, unit.picosecond) / innerSteps
+        self._inner_steps = innerSteps
+        self._temperature, self._friction = kelvin, friction
         self._thermostatted = friction > 0
-        self.addGlobalVariable("inner", inner)
-        if self._thermostatted:
-            self.addGlobalVariable("a", math.exp(-friction * inner))
-            self.addGlobalVariable("b", math.sqrt(-math.expm1(-2 * friction * inner)))
-            gas = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
-            self.addGlobalVariable("kT", gas * kelvin)
+        for name in ("inner", "a", "b", "kT") if self._thermostatted else ("inner",):
+            self.addGlobalVariable(name, 0.0)
+        self._update()
         self.addPerDofVariable("x1", 0)
         fast, slow = f"f{forceGroup}", f"f{forceGroup + 1}"
         if innerSteps == 1:
@@ -82,7 +80,62 @@ class MultipleTimeStepIntegrator(openmm.CustomIntegrator):
             # The second half of a kick and the first half of the next are one.
             self._kick(f"inner*{fast}" if i < innerSteps else f"0.5*inner*{fast}")
             if 2 * i == innerSteps:
-                self._kick(f"dt*{slow}")
+                self._kick(f"{innerSteps}*inner*{slow}")
+
+    def setStepSize(self, size: Any) -> None:
+        """Set the step: all inner steps together, ps if it has no unit.
+
+        A Context that exists takes steps of the new size, but goes on counting its time, ``getState().getTime()``, by the size that it began with,
+        as with every CustomIntegrator (OpenMM 8.6).
+        """
+        super().setStepSize(size)
+        self._update()
+
+    def getTemperature(self) -> unit.Quantity:
+        """Temperature of the heat bath."""
+        return self._temperature * unit.kelvin
+
+    def setTemperature(self, temperature: Any) -> None:
+        """Set the temperature of the heat bath, K if it has no unit.
+
+        Raises
+        ------
+        ValueError
+            If it is negative.
+        """
+        kelvin = _number(temperature, unit.kelvin)
+        if not kelvin >= 0:
+            raise ValueError(f"temperature must not be negative, got {kelvin} K")
+        self._temperature = kelvin
+        self._update()
+
+    def getFriction(self) -> unit.Quantity:
+        """Coupling to the heat bath."""
+        return self._friction / unit.picosecond
+
+    def setFriction(self, coeff: Any) -> None:
+        """Set the coupling to the heat bath, 1/ps if it has no unit.
+
+        Raises
+        ------
+        ValueError
+            If it is negative, or positive in an integrator that was made without.
+        """
+        friction = _number(coeff, unit.picosecond**-1)
+        if not friction >= 0 or (friction > 0 and not self._thermostatted):
+            raise ValueError(f"friction must not be negative, nor positive where the integrator was made without, got {friction}/ps")
+        self._friction = friction
+        self._update()
+
+    def _update(self) -> None:
+        """Numbers that the steps use, from step size, temperature and friction; also in the Context, where there is one."""
+        inner = _number(self.getStepSize(), unit.picosecond) / self._inner_steps
+        self.setGlobalVariableByName("inner", inner)
+        if self._thermostatted:
+            self.setGlobalVariableByName("a", math.exp(-self._friction * inner))
+            self.setGlobalVariableByName("b", math.sqrt(-math.expm1(-2 * self._friction * inner)))
+            gas = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
+            self.setGlobalVariableByName("kT", gas * self._temperature)
 
     def _kick(self, impulse: str) -> None:
         self.addComputePerDof("v", f"v + {impulse}/m")

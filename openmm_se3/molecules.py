@@ -1,10 +1,13 @@
 """What a System of ML atoms does not tell OpenMM by itself: which atoms are one molecule, for barostats and trajectories."""
 
+from typing import Any
+
 import numpy as np
 import openmm
 from openmm import app, unit
 
 from openmm_se3.errors import UnsupportedSystemError
+from openmm_se3.structures import in_nanometers
 
 
 def keep_molecules_whole(topology: app.Topology, system: openmm.System) -> openmm.HarmonicBondForce:
@@ -35,7 +38,8 @@ def keep_molecules_whole(topology: app.Topology, system: openmm.System) -> openm
     Raises
     ------
     UnsupportedSystemError
-        If the topology has no bonds, or other atoms than the System.
+        If the topology has no bonds, or other atoms than the System (virtual sites that follow them in the System, as the caps of a mixed
+        System do, belong to none).
 
     Examples
     --------
@@ -45,8 +49,9 @@ def keep_molecules_whole(topology: app.Topology, system: openmm.System) -> openm
     """
     if topology.getNumBonds() == 0:
         raise UnsupportedSystemError("the topology has no bonds, so it does not tell the molecules; add them, or call createStandardBonds")
-    if topology.getNumAtoms() != system.getNumParticles():
-        raise UnsupportedSystemError(f"the topology has {topology.getNumAtoms()} atoms, but the System has {system.getNumParticles()} particles")
+    n_atoms, n_particles = topology.getNumAtoms(), system.getNumParticles()
+    if n_atoms > n_particles or not all(system.isVirtualSite(i) for i in range(n_atoms, n_particles)):
+        raise UnsupportedSystemError(f"the topology has {n_atoms} atoms, but the System has {n_particles} particles")
     force = openmm.HarmonicBondForce()
     force.setName("Molecules (bonds without strength)")
     force.setUsesPeriodicBoundaryConditions(system.usesPeriodicBoundaryConditions())
@@ -56,15 +61,15 @@ def keep_molecules_whole(topology: app.Topology, system: openmm.System) -> openm
     return force
 
 
-def make_whole(topology: app.Topology, positions: np.ndarray) -> np.ndarray:
+def make_whole(topology: app.Topology, positions: Any) -> np.ndarray:
     """Put molecules that the faces of the box cut into one piece.
 
     Parameters
     ----------
     topology : openmm.app.Topology
         Bonds and periodic box.
-    positions : ndarray
-        ``(n_atoms, 3)`` nm.
+    positions : ndarray, sequence of openmm.Vec3, or openmm.unit.Quantity of either
+        ``(n_atoms, 3)``; nm if they have no unit.
 
     Returns
     -------
@@ -75,6 +80,8 @@ def make_whole(topology: app.Topology, positions: np.ndarray) -> np.ndarray:
     ------
     UnsupportedSystemError
         If the topology has no box.
+    ValueError
+        If `positions` are not as many as the atoms.
     """
     vectors = topology.getPeriodicBoxVectors()
     if vectors is None:
@@ -84,7 +91,7 @@ def make_whole(topology: app.Topology, positions: np.ndarray) -> np.ndarray:
     for first, second in topology.bonds():
         bonded[first.index].append(second.index)
         bonded[second.index].append(first.index)
-    whole = np.array(positions, dtype=float)
+    whole = in_nanometers(positions, topology.getNumAtoms())
     seen = np.zeros(len(whole), dtype=bool)
     for start in range(len(whole)):
         stack = [start] if not seen[start] else []

@@ -28,23 +28,30 @@ class SE3PotentialImpl(MLPotentialImpl):
     def __init__(self, options: dict[str, Any], potential: SE3Potential | None = None) -> None:
         super().__init__()
         self._options = options
-        self._potential = potential
+        self._given = potential
+        self._loaded: dict[tuple[tuple[str, Any], ...], SE3Potential] = {}
         self._interpolated: list[openmm.Force] | None = None
 
     def addForces(self, topology: openmm.app.Topology, system: openmm.System, atoms: Iterable[int] | None, forceGroup: int, **args: Any) -> None:
         """Called by ``MLPotential.createSystem`` and ``createMixedSystem``.
 
-        `args` may hold ``forces``, ``device``, ``precision`` of `SE3Potential` and ``forceGroup``, ``scaleParameter`` and ``batch`` of
-        `SE3Potential.addForces`; those meant for others are ignored.
-        """
-        if self._potential is None:
-            from openmm_se3.potential import SE3Potential
+        `args` may hold ``forces``, ``device``, ``precision`` of `SE3Potential`, for this call, and ``forceGroup``, ``scaleParameter`` and
+        ``batch`` of `SE3Potential.addForces`; those meant for others are ignored.
 
-            given = {k: args[k] for k in ("forces", "device", "precision") if k in args}
-            self._potential = SE3Potential(**(self._options | given))
+        Raises
+        ------
+        UnsupportedSystemError
+            If `args` holds a ``charge`` that is not 0 or a ``multiplicity`` that is not 1, or as `SE3Potential.addForces`.
+        ValueError
+            If it holds another option than the potential that was given has.
+        """
+        from openmm_se3.force import check_neutral
+
+        check_neutral(args.get("charge"), args.get("multiplicity"))
+        potential = self._potential({k: args[k] for k in ("forces", "device", "precision") if k in args})
         chosen = None if atoms is None else list(atoms)
         interpolate = self._interpolated is not None
-        made = self._potential._makeForces(
+        made = potential._makeForces(
             topology, system, chosen, args.get("forceGroup", forceGroup), args.get("scaleParameter"), args.get("batch"), interpolate
         )
         if self._interpolated is not None:
@@ -52,6 +59,20 @@ class SE3PotentialImpl(MLPotentialImpl):
         else:
             for force in made:
                 system.addForce(force)
+
+    def _potential(self, given: dict[str, Any]) -> SE3Potential:
+        """The potential with these options besides those of the beginning, loaded at its first call."""
+        if self._given is not None:
+            for name, value in given.items():
+                if getattr(self._given, name) != value:
+                    raise ValueError(f"{name}={value!r} was asked for, but the potential that was given has {getattr(self._given, name)!r}")
+            return self._given
+        key = tuple(sorted(given.items()))
+        if key not in self._loaded:
+            from openmm_se3.potential import SE3Potential
+
+            self._loaded[key] = SE3Potential(**(self._options | given))
+        return self._loaded[key]
 
     def getMLLongRange(self) -> bool:
         """The model has a cutoff, so openmm-ml keeps the classical long-range terms as they are."""

@@ -1,9 +1,11 @@
 """`SE3Potential`: the way in for users of OpenMM."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openmm
 import torch
 from openmm import app, unit
@@ -12,13 +14,26 @@ from openmm_se3.binding import FORCE_MODES, modes_of
 from openmm_se3.errors import UnsupportedSystemError
 from openmm_se3.force import check_box, create_forces, model_atoms
 from openmm_se3.masses import repartition_hydrogen_mass
-from openmm_se3.model_file import ModelMetadata, load_model
+from openmm_se3.model_file import ModelMetadata, load_model, module_from_bytes, module_to_bytes
 from openmm_se3.replicas import check_batch
+from openmm_se3.structures import in_nanometers
 
 #: Name that openmm-ml gives to the parameter between force field and model.
 INTERPOLATION_PARAMETER = "lambda_interpolate"
 
 PRECISIONS = {"single": torch.float32, "double": torch.float64}
+
+
+def _warn_of_another_box(box: unit.Quantity, system: openmm.System) -> None:
+    """A new Context has the System's default box, whatever the topology says."""
+    edges, default = in_nanometers(box, 3), in_nanometers(system.getDefaultPeriodicBoxVectors(), 3)
+    if not np.allclose(edges, default, atol=1e-4):
+        warnings.warn(
+            f"the topology's periodic box has a diagonal of {np.diag(edges).round(4).tolist()} nm, the System's default box, with which a Context "
+            f"starts, one of {np.diag(default).round(4).tolist()} nm; call system.setDefaultPeriodicBoxVectors(*topology.getPeriodicBoxVectors()), "
+            "or set the box in the Context",
+            stacklevel=4,
+        )
 
 
 class SE3Potential:
@@ -86,6 +101,13 @@ class SE3Potential:
                 "('python -m training export MODEL NEW.pt --fast FAST')"
             )
         self._model.to(PRECISIONS[precision])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For `pickle`, which workers of `multiprocessing` need: the module as the bytes of its file."""
+        return self.__dict__ | {"_model": module_to_bytes(self._model)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state | {"_model": module_from_bytes(state["_model"])})
 
     def addForces(
         self,
@@ -160,6 +182,8 @@ class SE3Potential:
         periodic = box is not None or (system.getNumParticles() > 0 and system.usesPeriodicBoundaryConditions())
         if periodic:
             check_box(box if box is not None else system.getDefaultPeriodicBoxVectors(), self.metadata)
+        if box is not None and system.getNumParticles() > 0:
+            _warn_of_another_box(box, system)
         return create_forces(
             model=self._model,
             metadata=self.metadata,
@@ -249,7 +273,8 @@ class SE3Potential:
             raise ImportError("createMixedSystem uses openmm-ml: pip install 'openmmml>=1.8' or conda install -c conda-forge openmm-ml") from error
         from openmm_se3.openmmml_plugin import SE3PotentialImplFactory
 
+        atoms = list(atoms)
         model_atoms(topology, atoms, self.metadata)
         MLPotential.registerImplFactory("se3", SE3PotentialImplFactory())
         potential = MLPotential("se3", potential=self)
-        return potential.createMixedSystem(topology, system, list(atoms), interpolate=interpolate, **args)
+        return potential.createMixedSystem(topology, system, atoms, interpolate=interpolate, **args)

@@ -1,7 +1,7 @@
 """Several molecules in one force that do not see each other: copies of a small one cost little more than one of it."""
 
 from collections.abc import Sequence
-from typing import Optional  # TorchScript reads Optional, not "| None", in the signature of a scripted method.
+from typing import Any, Optional  # TorchScript reads Optional, not "| None", in the signature of a scripted method.
 
 import numpy as np
 import torch
@@ -9,17 +9,18 @@ from openmm import app, unit
 from torch import Tensor, nn
 
 from openmm_se3.errors import UnsupportedSystemError
+from openmm_se3.structures import in_nanometers
 
 
-def replicate(topology: app.Topology, positions: np.ndarray, copies: int) -> tuple[app.Topology, np.ndarray, list[int]]:
+def replicate(topology: app.Topology, positions: Any, copies: int) -> tuple[app.Topology, np.ndarray, list[int]]:
     """Copies of a molecule, side by side, for ``createSystem(topology, batch=batch)``.
 
     Parameters
     ----------
     topology : openmm.app.Topology
         Without a periodic box.
-    positions : ndarray
-        ``(n_atoms, 3)`` nm.
+    positions : ndarray, sequence of openmm.Vec3, or openmm.unit.Quantity of either
+        ``(n_atoms, 3)``; nm if they have no unit.
     copies : int
         How many, at least 1.
 
@@ -32,7 +33,7 @@ def replicate(topology: app.Topology, positions: np.ndarray, copies: int) -> tup
     Raises
     ------
     ValueError
-        If `copies` is below 1.
+        If `copies` is below 1, or `positions` are not as many as the atoms.
     UnsupportedSystemError
         If there is a periodic box.
 
@@ -45,6 +46,7 @@ def replicate(topology: app.Topology, positions: np.ndarray, copies: int) -> tup
         raise ValueError(f"copies must be at least 1, got {copies}")
     if topology.getPeriodicBoxVectors() is not None:
         raise UnsupportedSystemError("copies that do not see each other are molecules in vacuum, but the topology has a periodic box")
+    positions = in_nanometers(positions, topology.getNumAtoms())
     modeller = app.Modeller(app.Topology(), [] * unit.nanometer)
     step = np.array([float(np.ptp(positions[:, 0])) + 1.0, 0.0, 0.0])
     for k in range(copies):

@@ -1,5 +1,6 @@
 """Read and copy a System with a TorchForce in it where openmm-torch itself would crash the process."""
 
+import copyreg
 import sys
 from collections.abc import Callable, Iterable
 from functools import wraps
@@ -44,6 +45,7 @@ def mend_serialisation() -> bool:
         serializer = openmm.XmlSerializer
         serializer.deserializeSystem = staticmethod(_deserialize_system(serializer.deserializeSystem, serializer._deserializeForce))
         serializer._cloneSystem = staticmethod(_clone(serializer._cloneSystem, serializer.deserializeSystem, openmm.System.getForces))
+        copyreg.pickle(openmm.System, _reduce_system)
         openmm.System.__copy__ = _clone(openmm.System.__copy__, serializer.deserializeSystem, openmm.System.getForces)
         serializer._deserializeForce = staticmethod(_deserialize_force(serializer._deserializeForce))
         serializer._cloneForce = staticmethod(_clone(serializer._cloneForce, serializer._deserializeForce, lambda force: [force]))
@@ -52,6 +54,16 @@ def mend_serialisation() -> bool:
             setattr(container, method, _refuse_torch_force(getattr(container, method), name))
         _mended = True
     return _mended
+
+
+def _reduce_system(system: openmm.System) -> tuple[Callable[[str], openmm.System], tuple[str]]:
+    return _read_system, (openmm.XmlSerializer.serialize(system),)
+
+
+def _read_system(text: str) -> openmm.System:
+    """What `pickle` calls: also in another process, such as a worker of `multiprocessing`, where nobody has mended anything yet."""
+    mend_serialisation()
+    return openmm.XmlSerializer.deserialize(text)
 
 
 def _is_torch_force(force: openmm.Force) -> bool:

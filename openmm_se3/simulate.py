@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import struct
 import warnings
@@ -65,8 +66,8 @@ class SimulationSettings:
     pressure_bar : float or None
         With ``nvt`` and a periodic box, keeps this pressure (bar) by a Monte Carlo barostat that scales the box in all directions alike and
         moves molecules, as the bonds of the structure tell them, as a whole; None keeps the volume.
-    box_nm : sequence of three floats or None
-        Edges of an orthorhombic periodic box, nm; None takes what the structure file says.
+    box_nm : sequence of three floats, or empty, or None
+        Edges of an orthorhombic periodic box, nm; None takes what the structure file says, an empty sequence no box.
     temperature : float
         Kelvin; also of the initial velocities. 0 starts at rest.
     timestep_fs : float
@@ -112,17 +113,19 @@ class SimulationSettings:
         if self.ensemble not in ENSEMBLES:
             raise ValueError(f"ensemble must be one of {', '.join(ENSEMBLES)}, got {self.ensemble!r}")
         for name in ("timestep_fs", "inner_steps", "steps", "report_every"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.inner_steps > 1 and self.inner_steps % 2:
             raise ValueError(f"inner_steps must be 1 or even, got {self.inner_steps}")
-        if self.temperature < 0 or self.friction_per_ps < 0:
-            raise ValueError(f"temperature and friction_per_ps must not be negative, got {self.temperature} and {self.friction_per_ps}")
-
+        for name in ("temperature", "friction_per_ps"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.pressure_bar is not None and not math.isfinite(self.pressure_bar):
+            raise ValueError(f"pressure_bar must be a number, got {self.pressure_bar}")
         if self.pressure_bar is not None and (self.ensemble != "nvt" or self.temperature == 0):
             raise ValueError(f"a pressure needs a thermostat: ensemble nvt and a temperature above 0, got {self.ensemble} and {self.temperature:g} K")
-        if self.box_nm is not None and (len(self.box_nm) != 3 or not min(self.box_nm) > 0):
-            raise ValueError(f"box_nm must be three positive edges in nm, got {self.box_nm}")
+        if self.box_nm and (len(self.box_nm) != 3 or not min(self.box_nm) > 0 or not max(self.box_nm) < math.inf):
+            raise ValueError(f"box_nm must be three positive edges in nm, or empty, got {self.box_nm}")
 
     @property
     def step_fs(self) -> float:
@@ -224,6 +227,15 @@ def _add_barostat(system: openmm.System, topology: app.Topology, settings: Simul
     barostat = openmm.MonteCarloBarostat(settings.pressure_bar * unit.bar, settings.temperature * unit.kelvin, BAROSTAT_INTERVAL)
     barostat.setRandomNumberSeed(settings.seed)
     system.addForce(barostat)
+
+
+def _check_box_of(settings: SimulationSettings, topology: app.Topology, metadata: ModelMetadata) -> None:
+    box = topology.getPeriodicBoxVectors()
+    try:
+        if box is not None:
+            check_box(box, metadata)
+    except UnsupportedSystemError as error:
+        raise UnsupportedSystemError(f"{settings.structure}: {error} For a molecule in vacuum leave the box out, with --box none.") from None
 
 
 def _too_small(context: openmm.Context, metadata: ModelMetadata) -> str | None:
@@ -371,11 +383,10 @@ def simulate(
     UserWarning
         If a molecule looks like an ion or radical, or lacks hydrogens: `openmm_se3.structures.unlikely_molecules`.
     """
-    kept = output / SETTINGS_FILE
     if resume:
-        if not (kept.exists() and (output / CHECKPOINT_FILE).exists()):
-            raise SimulationError(f"{output} holds no run to resume (no {SETTINGS_FILE} or {CHECKPOINT_FILE})")
-        settings = SimulationSettings(**json.loads(kept.read_text()))
+        settings = read_settings(output)
+        # A run that was killed before its first checkpoint begins anew.
+        resume = (output / CHECKPOINT_FILE).exists()
     elif output.exists() and any(output.iterdir()):
         raise FileExistsError(f"{output} is not empty; choose another output directory, or continue the run in it with --resume")
     if settings is None:
@@ -399,6 +410,7 @@ def _run(
     progress: Callable[[int, int, float, float, float], None] | None,
 ) -> None:
     potential = SE3Potential(settings.model, forces=settings.forces, precision=settings.precision)
+    _check_box_of(settings, topology, potential.metadata)
     system = potential.createSystem(topology, removeCMMotion=settings.ensemble == "nvt", hydrogenMass=settings.hydrogen_mass)
     if settings.pressure_bar is not None:
         _add_barostat(system, topology, settings)
@@ -417,13 +429,14 @@ def _run(
     if resume:
         frames = -(-_restore(simulation, output) // settings.report_every)
     else:
+        # Before minimising: a place that cannot be written costs no time, and a run that is killed meanwhile can be begun anew.
+        output.mkdir(parents=True, exist_ok=True)
+        absolute = {"structure": str(Path(settings.structure).resolve()), "model": _absolute_model(settings.model)}
+        _replace(output / SETTINGS_FILE, lambda p: p.write_text(json.dumps({**asdict(settings), **absolute}, indent=1) + "\n"))
         if settings.minimize:
             positions = minimize(topology, positions, settings)
-        output.mkdir(parents=True, exist_ok=True)
         with open(output / "topology.pdb", "w") as file:
             app.PDBFile.writeFile(topology, positions * unit.nanometer, file, keepIds=True)
-        absolute = {"structure": str(Path(settings.structure).resolve()), "model": _absolute_model(settings.model)}
-        (output / SETTINGS_FILE).write_text(json.dumps({**asdict(settings), **absolute}, indent=1) + "\n")
         simulation.context.setPositions(positions)
         if settings.temperature > 0:
             simulation.context.setVelocitiesToTemperature(settings.temperature * unit.kelvin, settings.seed)
@@ -462,6 +475,45 @@ def _run(
         app.PDBFile.writeFile(topology, state.getPositions(), file, keepIds=True)
 
 
+def read_settings(output: Path) -> SimulationSettings:
+    """Settings of the run in a directory.
+
+    Raises
+    ------
+    SimulationError
+        If it holds none, or what it holds was altered.
+    """
+    file = output / SETTINGS_FILE
+    try:
+        return SimulationSettings(**json.loads(file.read_text()))
+    except FileNotFoundError:
+        raise SimulationError(f"{output} holds no run to resume (no {SETTINGS_FILE})") from None
+    except (TypeError, ValueError) as error:
+        raise SimulationError(f"{file} holds no settings of a run: {error}") from error
+
+
+def extend(output: Path, steps: int) -> None:
+    """Let the run in a directory go on to so many steps in all when it is resumed.
+
+    Parameters
+    ----------
+    output : Path
+        Directory of the run.
+    steps : int
+        Steps in all.
+
+    Raises
+    ------
+    SimulationError
+        If it was to be longer, or there is no run.
+    """
+    settings = read_settings(output)
+    if steps < settings.steps:
+        raise SimulationError(f"the run in {output} is of {settings.steps} steps; --steps {steps} would end it before")
+    text = json.dumps({**asdict(settings), "steps": steps}, indent=1) + "\n"
+    _replace(output / SETTINGS_FILE, lambda p: p.write_text(text))
+
+
 def _absolute_model(model: str) -> str:
     """Released models by name, files by absolute path, so that a resumed run finds them from any folder."""
     return str(find_model(model).resolve()) if Path(model).is_file() else model
@@ -492,7 +544,7 @@ def temperature_deviation(output: Path) -> float | None:
     float or None
         None where there is no thermostat, or there are fewer than 100 samples to judge by.
     """
-    settings = SimulationSettings(**json.loads((output / SETTINGS_FILE).read_text()))
+    settings = read_settings(output)
     temperature = read_log(output / LOG_FILE)["temperature_k"]
     if settings.ensemble != "nvt" or settings.temperature == 0 or len(temperature) < 100:
         return None

@@ -1,8 +1,10 @@
 """Read structure files into an OpenMM topology and positions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from io import StringIO
+from itertools import permutations
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from openmm import Vec3, app, unit
@@ -13,18 +15,48 @@ from openmm_se3.errors import UnsupportedSystemError
 if TYPE_CHECKING:
     from ase import Atoms
 
-SUFFIXES = (".pdb", ".cif", ".sdf", ".xyz")
+SUFFIXES = (".pdb", ".cif", ".sdf", ".mol", ".xyz")
+
+
+def in_nanometers(positions: Any, n_atoms: int) -> np.ndarray:
+    """Positions as users of OpenMM hold them, as an array of their own.
+
+    Parameters
+    ----------
+    positions : ndarray, sequence of openmm.Vec3, or openmm.unit.Quantity of either
+        ``(n_atoms, 3)``; nm if they have no unit.
+    n_atoms : int
+        How many there must be.
+
+    Returns
+    -------
+    ndarray
+        ``(n_atoms, 3)`` nm, float64.
+
+    Raises
+    ------
+    ValueError
+        If they have another shape.
+    """
+    x = positions.value_in_unit(unit.nanometer) if unit.is_quantity(positions) else positions
+    x = np.array([row.value_in_unit(unit.nanometer) if unit.is_quantity(row) else row for row in x], dtype=float)
+    if x.shape != (n_atoms, 3):
+        raise ValueError(f"positions must be ({n_atoms}, 3), three coordinates for each atom of the topology; got {x.shape}")
+    return x
 
 
 def read_structure(path: str | Path, box_nm: Sequence[float] | None = None) -> tuple[app.Topology, np.ndarray]:
-    """Read PDB, mmCIF, SDF or (extended) xyz.
+    """Read PDB, mmCIF, SDF, MOL or (extended) xyz.
+
+    No atom of a PDB file is left out because it is called like another in its residue, as files by ASE or Open Babel have it: such residues get
+    new atom names. A box of 1 Angstrom, which PDB files of molecules without a crystal hold, counts as none.
 
     Parameters
     ----------
     path : str or Path
         The file; its suffix tells the format.
     box_nm : sequence of float, optional
-        Edges of an orthorhombic periodic box (nm), in place of what the file says.
+        Edges of an orthorhombic periodic box (nm), in place of what the file says; empty for no box.
 
     Returns
     -------
@@ -46,45 +78,127 @@ def read_structure(path: str | Path, box_nm: Sequence[float] | None = None) -> t
     try:
         if suffix in (".pdb", ".cif"):
             with open(path) as text:
-                file = app.PDBFile(text) if suffix == ".pdb" else app.PDBxFile(text)
+                file = app.PDBFile(StringIO(_with_distinct_names(text))) if suffix == ".pdb" else app.PDBxFile(text)
             topology, positions = file.topology, np.array(file.getPositions(asNumpy=True).value_in_unit(unit.nanometer))
+            box = topology.getPeriodicBoxVectors()
+            if box is not None and np.allclose(np.diag(box.value_in_unit(unit.angstrom)), 1.0):
+                topology.setPeriodicBoxVectors(None)
         else:
             topology, positions = _read_with_ase(path, box_nm)
     except Exception as error:  # the parsers raise whatever they met
-        raise UnsupportedSystemError(
-            f"{path}: cannot be read as {suffix[1:]}, which its name says it is ({type(error).__name__}: {error})"
-        ) from error
+        kind = "mmCIF, the only kind of .cif file that is read (make an extended xyz file of another, for example with ASE)"
+        kind = kind if suffix == ".cif" else f"{suffix[1:]}, which its name says it is"
+        raise UnsupportedSystemError(f"{path}: cannot be read as {kind} ({type(error).__name__}: {error})") from error
     if topology.getNumAtoms() == 0:
         raise UnsupportedSystemError(f"{path}: holds no atoms")
     if box_nm is not None:
-        topology.setPeriodicBoxVectors(np.diag(box_nm) * unit.nanometer)
+        topology.setPeriodicBoxVectors(np.diag(box_nm) * unit.nanometer if len(box_nm) else None)
     return topology, positions
+
+
+def _with_distinct_names(lines: Iterable[str]) -> str:
+    """Text of a PDB file in which no two atoms of a residue have the same name and alternate location: OpenMM drops all but the first."""
+    out = list(lines)
+    residues: list[list[int]] = []
+    last = ""
+    for k, line in enumerate(out):
+        here = line[17:27] if line.startswith(("ATOM", "HETATM")) else line[:6] if line.startswith(("MODEL", "TER")) else last
+        if here != last:
+            residues.append([])
+            last = here
+        if line.startswith(("ATOM", "HETATM")):
+            residues[-1].append(k)
+    for members in residues:
+        if len({out[k][12:17] for k in members}) == len(members):
+            continue
+        if any(out[k][16:17].strip() for k in members):
+            raise ValueError(
+                f"residue {out[members[0]][17:27].strip()!r} has atoms of the same name, and alternate locations besides; name them apart"
+            )
+        # The element is in columns 77 and 78, or OpenMM guesses it from the letters that a name begins with, which stay.
+        stems = [out[k][76:78].strip() or out[k][12:16].strip().rstrip("0123456789") for k in members]
+        for k, name in zip(members, _numbered(stems), strict=True):
+            out[k] = out[k][:12] + (f" {name:3}" if len(name) < 4 else name) + out[k][16:]
+    return "".join(out)
+
+
+def _numbered(stems: Sequence[str]) -> list[str]:
+    """Names of up to four characters, such as a PDB file holds: each stem and how many of it there are so far, beyond 999 in base 36."""
+    count: dict[str, int] = {}
+    names = []
+    for stem in stems:
+        count[stem] = count.get(stem, 0) + 1
+        number, width = count[stem], 4 - len(stem)
+        beyond = number - 10**width + 10 * 36 ** (width - 1)  # from A00 on, which no decimal number is
+        if beyond >= 36**width:
+            raise ValueError(f"{number} atoms of {stem} in one residue are more than have names of their own")
+        names.append(f"{stem}{number}" if number < 10**width else stem + np.base_repr(beyond, 36))
+    return names
 
 
 def _read_with_ase(path: Path, box_nm: Sequence[float] | None) -> tuple[app.Topology, np.ndarray]:
     from ase import units
     from ase.io import read
 
+    if path.suffix.lower() in (".sdf", ".mol") and "V3000" in path.read_text():
+        raise ValueError("it is of version V3000; save it as V2000, or as xyz")
     atoms = read(path, index=0)
     if box_nm is not None:  # before bonds are looked for, which may cross the faces
-        atoms.set_cell(np.array(box_nm) * (units.nm / units.Ang))
-        atoms.pbc = True
+        atoms.pbc = len(box_nm) > 0
+        atoms.set_cell(np.array(box_nm) * (units.nm / units.Ang) if len(box_nm) else None)
     topology = topology_of(atoms)
     positions = atoms.positions
     if atoms.pbc.all():
-        lower, rotation = atoms.cell.standard_form()
-        positions = positions @ np.asarray(rotation).T
-        vectors = [Vec3(*row) for row in np.asarray(lower) * (units.Ang / units.nm)]
-        topology.setPeriodicBoxVectors(reducePeriodicBoxVectors(vectors))
+        box, rotation = reduced_cell(atoms)
+        positions = positions @ rotation.T
+        topology.setPeriodicBoxVectors(box * unit.nanometer)
     elif atoms.pbc.any():
         raise ValueError(f"pbc is {atoms.pbc.tolist()}; all directions must be periodic, or none")
     return topology, positions * (units.Ang / units.nm)
 
 
-def topology_of(atoms: "Atoms") -> app.Topology:
-    """Topology of a structure of ASE, in one residue and without its box, with bonds by distance.
+def reduced_cell(atoms: "Atoms") -> tuple[np.ndarray, np.ndarray]:
+    """Cell in OpenMM's reduced form, and the rotation into its frame.
 
-    The model needs no bonds, but viewers of trajectories and ``hydrogenMass`` do.
+    The same lattice has many cells. That of the atoms is kept, unless it is left-handed, which OpenMM has no form for, or another leaves more room
+    for the cutoff.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+        Periodic in all three directions.
+
+    Returns
+    -------
+    tuple of ndarray
+        Box ``(3, 3)`` in nm, rows, lower triangular and reduced; rotation Q ``(3, 3)`` such that ``positions @ Q.T`` are the
+        coordinates in the frame of the box.
+
+    Raises
+    ------
+    UnsupportedSystemError
+        If the cell has no volume.
+    """
+    from ase import units
+    from ase.cell import Cell
+    from ase.geometry import minkowski_reduce
+
+    cell = np.asarray(atoms.cell)
+    if not abs(np.linalg.det(cell)) > 1e-6:
+        raise UnsupportedSystemError(f"the structure is periodic, but its cell {cell.tolist()} has no volume; give it one, or set pbc = False")
+    forms = []
+    for rows in (cell, *(minkowski_reduce(cell)[0][list(order)] for order in permutations(range(3)))):
+        lower, rotation = Cell(rows if np.linalg.det(rows) > 0 else -rows).standard_form()
+        vectors = reducePeriodicBoxVectors([Vec3(*row) for row in np.asarray(lower) * (units.Ang / units.nm)])
+        forms.append((np.array(vectors.value_in_unit(unit.nanometer)), np.asarray(rotation)))
+    room = [np.diag(box).min() for box, _ in forms]
+    return forms[0 if room[0] > max(room) - 1e-6 else int(np.argmax(room))]
+
+
+def topology_of(atoms: "Atoms") -> app.Topology:
+    """Topology of a structure of ASE without its box, with bonds by distance and a residue for each molecule that they make.
+
+    The model needs neither, but viewers of trajectories and ``hydrogenMass`` do. Where atoms of different molecules are mixed, there is one residue.
 
     Parameters
     ----------
@@ -97,14 +211,27 @@ def topology_of(atoms: "Atoms") -> app.Topology:
         Atoms in the same order.
     """
     from ase.neighborlist import natural_cutoffs, neighbor_list
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    topology = app.Topology()
-    residue = topology.addResidue("MOL", topology.addChain())
-    made = [topology.addAtom(f"{s}{i + 1}", app.Element.getBySymbol(s), residue) for i, s in enumerate(atoms.get_chemical_symbols())]
+    first = second = np.zeros(0, dtype=int)
     if np.isfinite(atoms.positions).all():
-        for i, j in zip(*neighbor_list("ij", atoms, natural_cutoffs(atoms, mult=1.15)), strict=True):
-            if i < j:
-                topology.addBond(made[i], made[j])
+        first, second = neighbor_list("ij", atoms, natural_cutoffs(atoms, mult=1.15))
+    molecule = connected_components(coo_array((np.ones(len(first)), (first, second)), shape=(len(atoms), len(atoms))))[1]
+    if (np.diff(molecule) < 0).any():  # they are numbered by their first atoms
+        molecule[:] = 0
+    topology = app.Topology()
+    chain = topology.addChain()
+    made: list[app.topology.Atom] = []
+    symbols = atoms.get_chemical_symbols()
+    for k in range(molecule.max(initial=-1) + 1):
+        residue = topology.addResidue("MOL", chain)
+        members = [symbols[i] for i in np.flatnonzero(molecule == k)]
+        for symbol, name in zip(members, _numbered(members), strict=True):
+            made.append(topology.addAtom(name, app.Element.getBySymbol(symbol), residue))
+    for i, j in zip(first, second, strict=True):
+        if i < j:
+            topology.addBond(made[i], made[j])
     return topology
 
 

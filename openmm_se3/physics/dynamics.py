@@ -134,5 +134,8 @@ def run(
             progress(k / samples)
     shape = (-1, *positions.shape)
     return Trace(
-        np.array([t for t, _, _ in rows]), np.array([x for _, x, _ in rows]).reshape(shape), np.array([v for _, _, v in rows]).reshape(shape), complete
+        np.array([t for t, _, _ in rows]),
+        np.array([x for _, x, _ in rows]).reshape(shape),
+        np.array([v for _, _, v in rows]).reshape(shape),
+        complete,
     )

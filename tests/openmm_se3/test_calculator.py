@@ -1,3 +1,6 @@
+import pickle
+from itertools import permutations
+
 import numpy as np
 import pytest
 from ase import Atoms, units
@@ -9,6 +12,7 @@ from ase.optimize import BFGS
 
 from openmm_se3 import SE3Calculator, SE3Potential
 from openmm_se3.errors import UnsupportedSystemError
+from openmm_se3.structures import reduced_cell
 from tests.openmm_se3.helpers import MODEL, energy_and_forces, ethanol
 
 
@@ -92,6 +96,9 @@ class TestStress:
         (lambda a: a.positions.__setitem__((0, 0), np.nan), "NaN"),
         (lambda a: (a.set_cell([20, 20, 20]), a.set_pbc([True, False, True])), "all directions periodic or none"),
         (lambda a: (a.set_cell([20, 20, 9]), a.set_pbc(True)), "box is too small"),
+        (lambda a: a.set_pbc(True), "its cell .* has no volume"),
+        (lambda a: a.__delitem__(slice(None)), "no atoms"),
+        (lambda a: a.info.update(charge=-1), "charge -1 was asked for"),
     ],
 )
 def test_refusals(change, message):
@@ -100,3 +107,38 @@ def test_refusals(change, message):
     atoms.calc = SE3Calculator(MODEL)
     with pytest.raises(UnsupportedSystemError, match=message):
         atoms.get_potential_energy()
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_every_cell_of_a_lattice_gives_the_same(order):
+    """Any order of the vectors, so also left-handed ones, and one with a long vector: energy, forces and stress are those of the lattice."""
+    atoms = molecule("CH3CH2OH")
+    atoms.set_cell([[11.0, 0, 0], [5.0, 11.5, 0], [-4.5, 5.2, 12.0]])
+    atoms.pbc = True
+    atoms.calc = SE3Calculator(MODEL)
+    expected = atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress()
+    for cell in (atoms.cell[list(order)], atoms.cell[list(order)] + np.outer([1, 0, 0], 2 * atoms.cell[order[1]])):
+        other = Atoms(atoms.numbers, atoms.positions, cell=cell, pbc=True)
+        other.calc = atoms.calc
+        assert other.get_potential_energy() == pytest.approx(expected[0], abs=1e-9)
+        np.testing.assert_allclose(other.get_forces(), expected[1], atol=1e-9)
+        np.testing.assert_allclose(other.get_stress(), expected[2], atol=1e-11)
+
+
+def test_a_cell_that_will_do_is_kept():
+    atoms = Atoms("H", cell=[[20.0, 0, 0], [2.0, 22.0, 0], [-3.0, 4.0, 25.0]], pbc=True)
+    box, rotation = reduced_cell(atoms)
+    np.testing.assert_allclose(box, atoms.cell / 10, atol=1e-12)
+    np.testing.assert_allclose(rotation, np.eye(3), atol=1e-12)
+
+
+@pytest.mark.parametrize("made", [lambda: SE3Calculator(MODEL), lambda: SE3Potential(MODEL, forces="mts", precision="double")])
+def test_pickle(made):
+    before = made()
+    after = pickle.loads(pickle.dumps(before))
+    atoms = molecule("CH3CH2OH")
+    if isinstance(before, SE3Calculator):
+        energies = [calculator.get_potential_energy(atoms) for calculator in (before, after)]
+    else:
+        energies = [energy_and_forces(p.createSystem(ethanol()[0]), ethanol()[1])[0] for p in (before, after)]
+    assert energies[1] == pytest.approx(energies[0], abs=1e-12)

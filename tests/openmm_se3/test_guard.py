@@ -8,6 +8,7 @@ import openmm
 import pytest
 from openmm import app, unit
 
+from openmm_se3.errors import UnsupportedSystemError
 from openmm_se3.guard import DomainError, DomainGuard
 from openmm_se3.simulate import SimulationError, SimulationSettings, simulate
 from tests.openmm_se3.helpers import MODEL, ROOT, ethanol, potential
@@ -50,6 +51,27 @@ class TestGuard:
         with pytest.raises(DomainError, match=r"atoms 2 \(O\) and 8 \(H\)"):
             DomainGuard(topology, 10).check(state_of(topology, x), 1)
         DomainGuard(topology, 10, atoms=list(range(8))).check(state_of(topology, x), 1)
+
+    def test_a_large_box(self):
+        """With cells of nanometers in place of Angstrom the search takes minutes and gigabytes."""
+        topology, per_edge = app.Topology(), 16
+        residue = topology.addResidue("X", topology.addChain())
+        for _ in range(per_edge**3):
+            topology.addAtom("H", app.element.hydrogen, residue)
+        edge = 0.2 * per_edge
+        topology.setPeriodicBoxVectors(np.diag([edge] * 3) * unit.nanometer)
+        x = 0.2 * np.stack(np.meshgrid(*[np.arange(per_edge)] * 3, indexing="ij"), -1).reshape(-1, 3)
+        DomainGuard(topology, 10).check(state_of(topology, x), 1)
+        x[0, 0], x[-1] = 0.01, [edge - 0.01, 0, edge]
+        with pytest.raises(DomainError, match=rf"atoms 0 \(H\) and {len(x) - 1} \(H\) are 0.200 Angstrom apart, and 1 pairs"):
+            DomainGuard(topology, 10).check(state_of(topology, x), 1)
+
+    def test_atoms_may_be_any_iterable_but_must_exist(self):
+        topology, x = ethanol()
+        x[8] = x[2] + 0.01
+        DomainGuard(topology, 10, atoms=set(range(8))).check(state_of(topology, x), 1)
+        with pytest.raises(UnsupportedSystemError, match=r"atoms holds \[9\], but the topology has atoms 0 to 8"):
+            DomainGuard(topology, 10, atoms=[3, 9])
 
     def test_names_atoms_without_finite_forces(self):
         topology, x = ethanol()

@@ -166,3 +166,33 @@ def test_rigid_constraints_hold():
 def test_refusals(arguments, message):
     with pytest.raises(ValueError, match=message):
         MultipleTimeStepIntegrator(*arguments)
+
+
+@pytest.mark.parametrize("when", ["before the Context", "in the Context"])
+def test_settings_that_change(when):
+    """As an integrator that was made with them."""
+    system, x, v = oscillators()
+    expected = run(MultipleTimeStepIntegrator(0, 4, 0.006, 6), x, v, 5)
+    integrator = MultipleTimeStepIntegrator(300, 1, 0.002, 6)
+    context = None if when == "before the Context" else openmm.Context(system, integrator, openmm.Platform.getPlatformByName(REFERENCE))
+    integrator.setStepSize(6 * unit.femtosecond)
+    integrator.setTemperature(0 * unit.kelvin)
+    integrator.setFriction(4 / unit.picosecond)
+    if context is None:
+        context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName(REFERENCE))
+    context.setPositions(x)
+    context.setVelocities(v)
+    integrator.step(5)
+    state = context.getState(getPositions=True, getVelocities=True)
+    np.testing.assert_allclose(state.getPositions(asNumpy=True)._value, expected[0], atol=1e-12)
+    np.testing.assert_allclose(state.getVelocities(asNumpy=True)._value, expected[1], atol=1e-12)
+    assert integrator.getStepSize() == 0.006 * unit.picosecond
+    assert (integrator.getTemperature(), integrator.getFriction()) == (0 * unit.kelvin, 4 / unit.picosecond)
+
+
+def test_refused_changes():
+    integrator = MultipleTimeStepIntegrator(300, 0, 0.002, 4)
+    with pytest.raises(ValueError, match="temperature must not be negative"):
+        integrator.setTemperature(-1)
+    with pytest.raises(ValueError, match=r"nor positive where the integrator was made without, got 1\.0/ps"):
+        integrator.setFriction(1)

@@ -1,5 +1,7 @@
 """The force inside OpenMM: the same numbers on every route, any atoms in any order, boxes, refusals."""
 
+import warnings
+
 import numpy as np
 import openmm
 import pytest
@@ -151,6 +153,43 @@ class TestSystems:
             np.testing.assert_allclose(forces, expected[1], atol=1e-6)
         with pytest.raises(ValueError, match="needs modelPath"):
             MLPotential("se3")
+
+    def test_openmmml_takes_the_options_of_each_call(self):
+        from openmmml import MLPotential
+
+        topology, positions = ethanol()
+        ml = MLPotential(MODEL)
+        for mode in ("direct", "conservative"):
+            expected = energy_and_forces(potential(mode).createSystem(topology), positions)[1]
+            np.testing.assert_allclose(
+                energy_and_forces(ml.createSystem(topology, forces=mode, precision="double"), positions)[1], expected, atol=1e-6
+            )
+        given = MLPotential("se3", potential=potential("direct"))
+        with pytest.raises(ValueError, match="forces='conservative' was asked for, but the potential that was given has 'direct'"):
+            given.createSystem(topology, forces="conservative")
+        for wrong in ({"charge": 1}, {"multiplicity": 3}):
+            with pytest.raises(UnsupportedSystemError, match="trained on neutral closed shells alone"):
+                ml.createSystem(topology, **wrong)
+        assert ml.createSystem(topology, charge=0, multiplicity=1).getNumParticles() == 9
+
+    def test_mixed_system_takes_any_iterable(self):
+        topology, classical, x = ethanol_in_classical_water()
+        se3 = SE3Potential(MODEL)
+        expected = energy_and_forces(se3.createMixedSystem(topology, classical, list(range(9))), x)[0]
+        assert energy_and_forces(se3.createMixedSystem(topology, classical, (i for i in range(9))), x)[0] == pytest.approx(expected, abs=1e-6)
+
+    def test_another_default_box_is_noticed(self):
+        topology, _ = ethanol()
+        topology.setUnitCellDimensions(openmm.Vec3(3, 3, 3) * unit.nanometer)
+        system = openmm.System()
+        for _ in range(9):
+            system.addParticle(1.0)
+        with pytest.warns(UserWarning, match=r"diagonal of \[3.0, 3.0, 3.0\] nm, the System's default box, .* \[2.0, 2.0, 2.0\] nm"):
+            potential("direct").addForces(topology, system)
+        system.setDefaultPeriodicBoxVectors(*topology.getPeriodicBoxVectors())
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            potential("direct").addForces(topology, system)
 
     def test_mixed_system(self):
         """Ethanol by the model, in water of a classical force field; water far from it keeps its classical forces."""

@@ -103,6 +103,14 @@ def test_openmmml_passes_it_on(several):
     assert got == pytest.approx(expected, abs=1e-9)
 
 
+def test_positions_with_a_unit():
+    topology, x = ethanol()
+    expected = replicate(topology, x, 2)[1]
+    vectors = [openmm.Vec3(*row) for row in x]
+    for given in (x * unit.nanometer, (10 * x) * unit.angstrom, vectors * unit.nanometer, vectors, [v * unit.nanometer for v in vectors]):
+        np.testing.assert_allclose(replicate(topology, given, 2)[1], expected, atol=1e-12)
+
+
 class TestRefusals:
     @pytest.mark.parametrize("batch", [[0] * 8, [0.5] * 9, [[0] * 9]])
     def test_not_one_whole_number_for_each_atom(self, batch):
@@ -116,6 +124,11 @@ class TestRefusals:
             potential("direct").createSystem(topology, batch=[0] * 9)
         with pytest.raises(UnsupportedSystemError, match="has a periodic box"):
             replicate(topology, x, 2)
+
+    def test_positions_of_something_else(self):
+        topology, x = ethanol()
+        with pytest.raises(ValueError, match=r"positions must be \(9, 3\).* got \(8, 3\)"):
+            replicate(topology, x[:8], 2)
 
     def test_no_copies(self):
         with pytest.raises(ValueError, match="at least 1, got 0"):

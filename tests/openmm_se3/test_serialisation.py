@@ -127,6 +127,16 @@ print(system.getNumForces(), system.getNumParticles())
     assert result.stdout.split() == ["4", "3"]
 
 
+def test_a_worker_that_was_handed_a_pickle(system, tmp_path):
+    """What `multiprocessing` does with arguments: unpickle before any code of the user could mend."""
+    (tmp_path / "system.pkl").write_bytes(pickle.dumps(system[0]))
+    program = "import pickle; print(pickle.load(open('system.pkl', 'rb')).getNumForces())"
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": ""}
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", program], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "4"
+
+
 def test_nothing_is_touched_where_the_pair_fits(monkeypatch):
     from openmm_se3 import serialisation
 

@@ -1,6 +1,7 @@
 """Whole simulations: every input format, all outputs, restart, refusals; through the library and the command line."""
 
 import json
+import math
 import re
 import signal
 import subprocess
@@ -12,15 +13,27 @@ import numpy as np
 import openmm
 import pytest
 import torch
+from ase import Atoms
 from ase.build import molecule
 from ase.io import read, write
 from openmm import app, unit
 from typer.testing import CliRunner
 
+from openmm_se3.cli import _fail
 from openmm_se3.cli import app as cli
 from openmm_se3.errors import UnsupportedSystemError
-from openmm_se3.simulate import SimulationError, SimulationSettings, read_log, simulate, temperature_deviation, torch_threads, truncate_dcd
-from openmm_se3.structures import check_coordinates, read_structure, unlikely_molecules
+from openmm_se3.installation import MEND
+from openmm_se3.simulate import (
+    SimulationError,
+    SimulationSettings,
+    extend,
+    read_log,
+    simulate,
+    temperature_deviation,
+    torch_threads,
+    truncate_dcd,
+)
+from openmm_se3.structures import check_coordinates, read_structure, topology_of, unlikely_molecules
 from tests.openmm_se3.helpers import EXAMPLES, MODEL, ROOT
 
 SHORT = SimulationSettings(structure=str(EXAMPLES / "water.xyz"), model=MODEL, steps=40, report_every=10, platform="Reference")
@@ -69,6 +82,79 @@ def test_box_of_an_extended_xyz(tmp_path):
     np.testing.assert_allclose(topology.getPeriodicBoxVectors().value_in_unit(unit.nanometer), atoms.cell.array / 10, atol=1e-6)
     topology, _ = read_structure(tmp_path / "boxed.xyz", (2.0, 2.1, 2.2))
     np.testing.assert_allclose(topology.getPeriodicBoxVectors().value_in_unit(unit.nanometer), np.diag([2.0, 2.1, 2.2]), atol=1e-12)
+
+
+class TestPDB:
+    @pytest.mark.parametrize("name", ["CH3CH2OH", "C6H6", "CO2", "NH3"])
+    def test_atoms_of_the_same_name_are_all_read(self, tmp_path, name):
+        """ASE calls every carbon C."""
+        atoms = molecule(name)
+        write(tmp_path / "x.pdb", atoms)
+        topology, positions = read_structure(tmp_path / "x.pdb")
+        assert [a.element.symbol for a in topology.atoms()] == atoms.get_chemical_symbols()
+        np.testing.assert_allclose(positions, atoms.positions / 10, atol=1e-4)
+
+    def test_without_columns_for_the_element(self, tmp_path):
+        lines = [f"HETATM{i + 1:5d} {s:<4} UNL     1    {2.0 * i:8.3f}{0:8.3f}{0:8.3f}  1.00  0.00\n" for i, s in enumerate([" C", " O", "CL", " C"])]
+        (tmp_path / "x.pdb").write_text("".join(lines))
+        topology, _ = read_structure(tmp_path / "x.pdb")
+        assert [a.element.symbol for a in topology.atoms()] == ["C", "O", "Cl", "C"]
+
+    def test_names_that_differ_stay(self):
+        topology, _ = read_structure(EXAMPLES / "alanine_dipeptide.pdb")
+        original = app.PDBFile(str(EXAMPLES / "alanine_dipeptide.pdb")).topology
+        assert [a.name for a in topology.atoms()] == [a.name for a in original.atoms()]
+        assert topology.getNumBonds() == original.getNumBonds()
+
+    def test_alternate_locations_are_not_atoms_of_their_own(self, tmp_path):
+        line = "HETATM{:5d}  {:<3}{}WAT A   1    {:8.3f}{:8.3f}{:8.3f}  0.50  0.00           {}\n"
+        atoms = [("O", " ", 0, 0, 0, "O"), ("H1", "A", 0.96, 0, 0, "H"), ("H1", "B", 0.9, 0.3, 0, "H"), ("H2", " ", -0.24, 0.93, 0, "H")]
+        (tmp_path / "x.pdb").write_text("".join(line.format(i, *a) for i, a in enumerate(atoms)))
+        assert read_structure(tmp_path / "x.pdb")[0].getNumAtoms() == 3
+        (tmp_path / "x.pdb").write_text("".join(line.format(i, *a) for i, a in enumerate([*atoms, ("O", " ", 5, 5, 5, "O")])))
+        with pytest.raises(UnsupportedSystemError, match="WAT A   1' has atoms of the same name, and alternate locations besides"):
+            read_structure(tmp_path / "x.pdb")
+
+    def test_a_meaningless_box_is_none(self, tmp_path):
+        write(tmp_path / "x.pdb", molecule("H2O"))
+        crystal = "CRYST1    1.000    1.000    1.000  90.00  90.00  90.00 P 1           1\n"
+        (tmp_path / "x.pdb").write_text(crystal + (tmp_path / "x.pdb").read_text())
+        assert read_structure(tmp_path / "x.pdb")[0].getPeriodicBoxVectors() is None
+        (tmp_path / "x.pdb").write_text(crystal.replace(" 1.000", "25.000") + (tmp_path / "x.pdb").read_text().split("\n", 1)[1])
+        assert read_structure(tmp_path / "x.pdb")[0].getPeriodicBoxVectors() is not None
+        assert read_structure(tmp_path / "x.pdb", ())[0].getPeriodicBoxVectors() is None
+
+    def test_more_than_a_thousand_atoms_come_back(self, tmp_path):
+        """Names longer than four characters would be cut, and atoms of the same name lost."""
+        water = molecule("H2O")
+        for atoms in (
+            sum((_moved(water, 4.0 * i) for i in range(1, 400)), water.copy()),
+            Atoms("H1300", positions=[[0.7 * i, 0, 0] for i in range(1300)]),
+        ):
+            topology = topology_of(atoms)
+            with open(tmp_path / "x.pdb", "w") as file:
+                app.PDBFile.writeFile(topology, (atoms.positions % 900) * unit.angstrom, file, keepIds=True)
+            again, _ = read_structure(tmp_path / "x.pdb")
+            assert [a.element.symbol for a in again.atoms()] == atoms.get_chemical_symbols()
+            assert again.getNumBonds() == topology.getNumBonds()
+
+
+def _moved(atoms, by):
+    copied = atoms.copy()
+    copied.translate([by, 0, 0])
+    return copied
+
+
+def test_residues_are_molecules_where_their_atoms_are_together():
+    water = molecule("H2O")
+    two = water + _moved(water, 5.0)
+    assert [r.name for r in topology_of(two).residues()] == ["MOL", "MOL"]
+    assert [a.name for a in topology_of(two).atoms()] == ["O1", "H1", "H2"] * 2
+    mixed = two[[0, 3, 1, 2, 4, 5]]
+    topology = topology_of(mixed)
+    assert topology.getNumResidues() == 1
+    assert [a.element.symbol for a in topology.atoms()] == mixed.get_chemical_symbols()
+    assert topology.getNumBonds() == 4
 
 
 def test_outputs(tmp_path):
@@ -164,6 +250,35 @@ class TestResume:
         np.testing.assert_array_equal(steps, 10 * np.arange(1, before + 6))
         assert dcd_frames(tmp_path / "md" / "trajectory.dcd") == (before + 5, before + 5)
 
+    def test_killed_before_the_first_checkpoint_begins_anew(self, tmp_path):
+        simulate(SHORT, tmp_path / "whole")
+        simulate(SHORT, tmp_path / "md")
+        for file in (tmp_path / "md").iterdir():
+            if file.name not in ("settings.json", "log.csv", "trajectory.dcd"):
+                file.unlink()
+        simulate(None, tmp_path / "md", resume=True)
+        for name, header in (("log.csv", 0), ("trajectory.dcd", 276)):  # with the date in it
+            assert (tmp_path / "md" / name).read_bytes()[header:] == (tmp_path / "whole" / name).read_bytes()[header:]
+
+    def test_to_more_steps(self, tmp_path):
+        simulate(replace(SHORT, steps=60), tmp_path / "whole")
+        simulate(replace(SHORT, steps=25), tmp_path / "md")
+        with pytest.raises(SimulationError, match="is of 25 steps; --steps 20 would end it before"):
+            extend(tmp_path / "md", 20)
+        extend(tmp_path / "md", 60)
+        simulate(None, tmp_path / "md", resume=True)
+        log = read_log(tmp_path / "md" / "log.csv")
+        assert log["step"].tolist() == [10, 20, 25, 35, 45, 55, 60]
+        assert dcd_frames(tmp_path / "md" / "trajectory.dcd") == (7, 7)
+        expected = read_log(tmp_path / "whole" / "log.csv")
+        assert log["potential_kj_per_mol"][[0, 1, 6]] == pytest.approx(expected["potential_kj_per_mol"][[0, 1, 5]], abs=1e-5)
+
+    def test_settings_that_were_altered(self, tmp_path):
+        simulate(SHORT, tmp_path / "md")
+        (tmp_path / "md" / "settings.json").write_text('{"structure": "x.xyz", "thermostat": 1}')
+        with pytest.raises(SimulationError, match=r"settings.json holds no settings of a run: .*thermostat"):
+            simulate(None, tmp_path / "md", resume=True)
+
     def test_nothing_to_resume(self, tmp_path):
         with pytest.raises(SimulationError, match="no run to resume"):
             simulate(None, tmp_path / "none", resume=True)
@@ -251,6 +366,8 @@ class TestRefusals:
             ("x.mol2", "x", "expected one of .pdb"),
             ("x.xyz", "3\n\nH 0 0", "cannot be read as xyz"),
             ("x.sdf", "nothing", "cannot be read as sdf"),
+            ("x.sdf", "\n\n\n  0  0  0     0  0            999 V3000\n", "cannot be read as sdf.* version V3000; save it as V2000"),
+            ("x.cif", "data_x\n_cell_length_a 5.0(1)\n", "cannot be read as mmCIF, the only kind of .cif file|holds no atoms"),
             ("x.pdb", "END\n", "holds no atoms|cannot be read"),
             ("x.xyz", "2\n\nH 0 0 0\nH 0 0 0.001\n", "0.001 Angstrom apart"),
             ("x.xyz", "2\n\nH 0 0 0\nH nan 0 0.8\n", "not finite"),
@@ -265,7 +382,16 @@ class TestRefusals:
         assert not (tmp_path / "md").exists()
 
     @pytest.mark.parametrize(
-        ("change", "message"), [({"ensemble": "npt"}, "ensemble"), ({"timestep_fs": 0.0}, "timestep_fs"), ({"temperature": -1.0}, "temperature")]
+        ("change", "message"),
+        [
+            ({"ensemble": "npt"}, "ensemble"),
+            ({"timestep_fs": 0.0}, "timestep_fs"),
+            ({"timestep_fs": math.nan}, "timestep_fs"),
+            ({"temperature": -1.0}, "temperature"),
+            ({"temperature": math.inf}, "temperature"),
+            ({"pressure_bar": math.nan}, "pressure_bar"),
+            ({"box_nm": (1.0, math.inf, 1.0)}, "box_nm"),
+        ],
     )
     def test_settings(self, change, message):
         with pytest.raises(ValueError, match=message):
@@ -303,6 +429,45 @@ class TestCommandLine:
         again = CliRunner().invoke(cli, ["simulate", str(EXAMPLES / "water.xyz"), *options])
         assert again.exit_code == 1
         assert "not empty" in again.output
+
+    def test_resume_takes_more_steps_and_nothing_else(self, tmp_path):
+        options = ["--steps", "20", "--report-every", "10", "--model", MODEL, "-o", str(tmp_path / "md")]
+        assert CliRunner().invoke(cli, ["simulate", str(EXAMPLES / "water.xyz"), *options]).exit_code == 0
+        again = ["simulate", str(EXAMPLES / "water.xyz"), "--resume", "-o", str(tmp_path / "md"), "--steps", "30"]
+        refused = CliRunner().invoke(cli, [*again, "--temperature", "300", "--report-every", "10"])
+        assert refused.exit_code == 1
+        assert "but not --report-every, --temperature" in refused.output.replace("\n", " ")
+        result = CliRunner().invoke(cli, again)
+        assert result.exit_code == 0, result.output
+        assert read_log(tmp_path / "md" / "log.csv")["step"].tolist() == [10, 20, 30]
+
+    def test_no_box(self, tmp_path):
+        water = molecule("H2O")
+        water.set_cell([3, 3, 3])
+        water.pbc = True
+        write(tmp_path / "x.xyz", water, format="extxyz")
+        options = ["--steps", "2", "--report-every", "2", "--no-minimize", "--model", MODEL, "-o", str(tmp_path / "md")]
+        refused = CliRunner().invoke(cli, ["simulate", str(tmp_path / "x.xyz"), *options])
+        assert refused.exit_code == 1
+        assert "--box none" in refused.output.replace("\n", " ")
+        result = CliRunner().invoke(cli, ["simulate", str(tmp_path / "x.xyz"), "--box", "none", *options])
+        assert result.exit_code == 0, result.output
+
+    def test_brackets_are_no_markup(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert "no[/b].xyz: no such file" in CliRunner().invoke(cli, ["simulate", "no[/b].xyz"]).output
+
+    def test_advice_keeps_its_extras(self, capsys):
+        _fail(RuntimeError(MEND))
+        assert "[cpu]" in MEND
+        assert MEND in capsys.readouterr().err
+
+    def test_places_that_cannot_be_written(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        for place in ("file", "file/md"):
+            result = CliRunner().invoke(cli, ["simulate", str(EXAMPLES / "water.xyz"), "--model", MODEL, "-o", str(tmp_path / place)])
+            assert result.exit_code == 1
+            assert re.search(r"error: .*file", result.output)
 
     def test_models_and_info(self):
         result = CliRunner().invoke(cli, ["models"])

@@ -307,6 +307,18 @@ class TestBarostats:
         cut = x + np.array([[0, 0, 0], [1, 0, 0], [0, -1, 1], [0, 0, 0], [0, 2, 0], [-1, 0, 0]]) @ box
         whole = make_whole(topology, cut)
         np.testing.assert_allclose(whole, x, atol=1e-12)
+        np.testing.assert_allclose(make_whole(topology, (10 * cut) * unit.angstrom), x, atol=1e-12)
+
+    def test_caps_of_a_mixed_system_belong_to_no_molecule(self):
+        topology, _ = two_waters()
+        system = openmm.System()
+        for _ in range(6):
+            system.addParticle(1.0)
+        system.addParticle(0.0)
+        with pytest.raises(UnsupportedSystemError, match="6 atoms, but the System has 7"):
+            keep_molecules_whole(topology, system)
+        system.setVirtualSite(6, openmm.TwoParticleAverageSite(0, 1, 0.5, 0.5))
+        assert keep_molecules_whole(topology, system).getNumBonds() == 4
 
     def test_refusals(self):
         topology, _ = two_waters()
