@@ -209,8 +209,8 @@ class FusedAttention(nn.Module):
         Returns
         -------
         list of Tensor
-            F ``(n, 9, k, c)`` and A F ``(n, 6, k, c)``; psi ``(n, m, paths, k, c)``, D ``(n, components_out - 1, k, c)``, L ``(n, rows, k, c)``, the part of A that acts on L ``(n, rows k, components_out)``, and
-            A q ``(n, rows, k, c)``.
+            F ``(n, 9, k, c)`` and A F ``(n, 6, k, c)``; psi ``(n, m, paths, k, c)``, D ``(n, components_out - 1, k, c)``, L ``(n, rows, k, c)``, the
+            part of A that acts on L ``(n, rows k, components_out)``, and A q ``(n, rows, k, c)``.
         """
         n, k, c = edges.neighbors.shape[0], edges.neighbors.shape[1], self.channels
         sender = value.index_select(0, edges.neighbors.view(-1))
