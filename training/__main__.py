@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,11 +16,14 @@ from training.data.frames import DataError
 from training.nbody.commands import app as nbody_app
 from training.units import KCAL_PER_MOL_PER_EV
 
+if TYPE_CHECKING:
+    from training.run import TrainingStopped
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train SE(3)-Transformers for openmm-se3.", pretty_exceptions_enable=False)
 app.add_typer(nbody_app, name="nbody")
 console = Console()
 
-_EXPECTED = (DataError, ConfigError, CheckpointError, ModelFileError, FileExistsError, ValueError)
+_EXPECTED = (DataError, ConfigError, CheckpointError, ModelFileError, OSError, ValueError)
 
 LayoutOption = Annotated[str, typer.Option(help="auto, ani1x, ani1 or extxyz.")]
 EnergyKeyOption = Annotated[str | None, typer.Option(help="Data set or info entry with the energies; by default that of the layout.")]
@@ -31,8 +34,15 @@ EnergiesOnlyOption = Annotated[bool, typer.Option("--energies-only", help="Leave
 
 
 def _fail(error: Exception) -> typer.Exit:
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        error = OSError(f"{error.filename}: {error.strerror}; check that path, or give another")
     Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
     return typer.Exit(1)
+
+
+def _stopped(error: "TrainingStopped", how_to_go_on: str) -> typer.Exit:
+    Console(stderr=True).print(f"{error}; {how_to_go_on}", highlight=False, soft_wrap=True)
+    return typer.Exit(error.exit_code)
 
 
 @app.command("prepare")
@@ -53,6 +63,7 @@ def prepare_command(
         str | None, typer.Option(help="Model to start from: bring the energies of all files to the level of the first, relative to its references.")
     ] = None,
     split_by: Annotated[str, typer.Option(help="formula, or, for data of a single molecule, frame.")] = "formula",
+    level_of_theory: Annotated[str | None, typer.Option(help="Origin of the labels; by default what the files say.")] = None,
 ) -> None:
     """Pack data files into one memory-mapped data set."""
     from training.align import ModelReference
@@ -76,6 +87,7 @@ def prepare_command(
                 seed=seed,
                 split_by=split_by,
                 align_to=None if align_to is None else ModelReference(align_to),
+                level_of_theory=level_of_theory,
                 progress=lambda name, n: bar.update(task, description=f"{name}: {n:,} frames"),
             )
     except _EXPECTED as error:
@@ -91,6 +103,10 @@ def prepare_command(
     console.print(f"self-energies in eV ({m['self_energies_origin']}): {listed}", highlight=False)
     frames = ", ".join(f"{s} {n:,}" for s, n in m["split_frames"].items())
     console.print(f"{m['n_frames']:,} frames of {len(m['formulas']):,} formulas: {frames}", highlight=False)
+    for split, fraction in m["split_fractions"].items():
+        if fraction > 0 and not m["split_frames"][split]:
+            remedy = "give other fractions, or split frame by frame with --split-by frame" if split_by == "formula" else "there are too few frames"
+            console.print(f"the {split} split is empty, though {fraction:g} was asked for: {remedy}", style="bold yellow", highlight=False)
     for shift in m.get("level_shifts", []):
         parts = ", ".join(f"{symbol} {e:.4f}" for symbol, e in shift["per_element_ev"].items())
         before, after = (shift["rms_per_atom_ev"][k] * KCAL_PER_MOL_PER_EV for k in ("before", "after"))
@@ -114,16 +130,20 @@ def fit_command(
     from training.config import read_config
     from training.fit import fit
     from training.guard import NonFiniteTraining
+    from training.run import TrainingStopped
 
     try:
         module = fit(None if config is None else read_config(config), output, resume, accelerator, devices, nodes)
+    except TrainingStopped as stopped:
+        raise _stopped(stopped, "continue with --resume") from None
     except (*_EXPECTED, NonFiniteTraining) as error:
         raise _fail(error) from None
     if not module.trainer.is_global_zero:
         return
     if module.bad_batches:
         console.print(f"{len(module.bad_batches)} molecules were in batches that were not finite and skipped; see the checkpoint", highlight=False)
-    console.print(f"wrote {output / 'last.ckpt'}, log.csv and learning_curves.png", highlight=False)
+    written = [name for name in ("last.ckpt", "best.ckpt", "log.csv", "learning_curves.png") if (output / name).exists()]
+    console.print(f"in {output}: {', '.join(written)}", highlight=False, soft_wrap=True)
 
 
 @app.command("sweep")
@@ -137,11 +157,14 @@ def sweep_command(
     """Train once per energy weight and compare the validation errors."""
     from training.config import read_config
     from training.guard import NonFiniteTraining
+    from training.run import TrainingStopped
     from training.sweep import sweep
 
     try:
         weights = tuple(float(w) for w in energy_weights.split(","))
         rows = sweep(read_config(config), output, weights, accelerator=accelerator, devices=devices)
+    except TrainingStopped as stopped:
+        raise _stopped(stopped, "give the same command again to go on") from None
     except (*_EXPECTED, NonFiniteTraining) as error:
         raise _fail(error) from None
     table = Table("energy weight", "energy RMSE (kcal/mol)", "force RMSE (kcal/mol/Å)", title="validation errors")
@@ -161,9 +184,12 @@ def ablate_command(
     """Train variants of one configuration for the same steps and compare the validation errors."""
     from training.ablate import ablate, read_ablation
     from training.guard import NonFiniteTraining
+    from training.run import TrainingStopped
 
     try:
         rows = ablate(read_ablation(config), output, accelerator=accelerator, devices=devices)
+    except TrainingStopped as stopped:
+        raise _stopped(stopped, "give the same command again to go on") from None
     except (*_EXPECTED, NonFiniteTraining) as error:
         raise _fail(error) from None
     columns = {
@@ -198,21 +224,23 @@ def evaluate_command(
     from training.comp6 import is_folder_of_files
     from training.evaluate import evaluate
 
+    read_as: dict[str, Any] = {
+        "layout": layout,
+        "energy_key": energy_key,
+        "force_key": force_key,
+        "energy_unit": energy_unit,
+        "force_unit": force_unit,
+        "energies_only": energies_only,
+    }
+    given = [f"--{name.replace('_', '-')}" for name, value in read_as.items() if value not in (None, False, "auto")]
+    if data.is_dir() and given:
+        raise _fail(ValueError(f"{data} is a directory, which says itself how it is to be read: {', '.join(given)} does not apply; leave it out"))
     if is_folder_of_files(data):
         if split != "all" or max_frames is not None:
             raise _fail(ValueError(f"{data} is no packed data set: --split and --max-frames do not apply; for less, give the folder of one subset"))
         _evaluate_folder(model, data, output, conservative, align_energies)
         return
-    reading: dict[str, Any] = {}
-    if not data.is_dir():
-        reading = {
-            "layout": layout,
-            "energy_key": energy_key,
-            "force_key": force_key,
-            "energy_unit": energy_unit,
-            "force_unit": force_unit,
-            "energies_only": energies_only,
-        }
+    reading: dict[str, Any] = {} if data.is_dir() else read_as
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         with Progress(*columns, console=Console(stderr=True)) as bar:
@@ -285,9 +313,12 @@ def export_command(
             name, _, path = str(item).partition("=")
             if not path:
                 raise ValueError(f"--metrics must be NAME=PATH, got {item}")
-            carried[name] = json.loads(Path(path).read_text())
+            try:
+                carried[name] = json.loads(Path(path).read_text())
+            except ValueError as error:  # of JSON, or of UTF-8
+                raise ValueError(f"--metrics {item}: {path} is not the metrics.json of evaluate ({error})") from None
         checks = export(checkpoints, output, level_of_theory, licence, metrics=carried or None, overwrite=overwrite, fast=fast)
-    except (*_EXPECTED, ExportError, OSError) as error:
+    except (*_EXPECTED, ExportError) as error:
         raise _fail(error) from None
     console.print(f"wrote {output}: {len(checks)} checks passed", highlight=False)
 

@@ -8,7 +8,8 @@ import yaml
 
 from training.checkpoint import load_checkpoint
 from training.config import ConfigError, FitConfig, parse_config
-from training.fit import LAST, fit
+from training.fit import fit
+from training.run import LAST, is_begun
 from training.sweep import last_validation
 
 
@@ -30,7 +31,7 @@ def read_ablation(path: Path) -> dict[str, FitConfig]:
     """
     try:
         raw = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML ({error})") from None
     if not isinstance(raw, dict) or set(raw) != {"base", "variants"} or not all(isinstance(part, dict) for part in raw.values()):
         raise ConfigError(f"{path}: expected the two sections base and variants; see training/configs/ablation")
@@ -70,7 +71,7 @@ def ablate(variants: dict[str, FitConfig], output: Path, **trainer: Any) -> list
     table = []
     for name, config in variants.items():
         run = output / name.replace(" ", "-")
-        fit(config, run, resume=(run / LAST).exists(), **trainer)
+        fit(config, run, resume=is_begun(run), **trainer)
         parameters = sum(p.numel() for p in load_checkpoint(run / LAST).network.parameters())
         table.append({"variant": name, "parameters": parameters, **last_validation(run / "log.csv")})
     (output / "ablation.json").write_text(json.dumps(table, indent=1) + "\n")

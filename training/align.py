@@ -56,7 +56,7 @@ class ModelReference:
         Raises
         ------
         DataError
-            For an empty file, and for elements that the model does not know.
+            For an empty file, and for elements that the model does not know or has no self-energy of.
         """
         rng = np.random.default_rng(0)
         kept: list[tuple[FrameBlock, int]] = []
@@ -70,11 +70,13 @@ class ModelReference:
         if not kept:
             raise DataError("no usable frame to compare with the model")
         index = {z: k for k, z in enumerate(self._evaluator.atomic_numbers)}
-        unknown = sorted({int(z) for block, _ in kept for z in block.atomic_numbers} - index.keys())
+        held = {int(z) for block, _ in kept for z in block.atomic_numbers}
+        unknown = sorted(held - index.keys())
         if unknown:
             raise DataError(
                 f"the data hold {', '.join(chemical_symbols[z] for z in unknown)}, which {self.name} does not know: energies cannot be aligned"
             )
+        references = self._evaluator.self_energy_table(chemical_symbols[z] for z in sorted(held))
         differences, counts = np.zeros(len(kept)), np.zeros((len(kept), len(index)))
         for k, (block, i) in enumerate(kept):
             species = np.array([index[int(z)] for z in block.atomic_numbers])
@@ -83,7 +85,7 @@ class ModelReference:
             )
             with torch.no_grad():
                 energy = float(self._evaluator.run(batch, False)[0])
-            differences[k] = block.energies[i] - energy - sum(self.self_energies[int(z)] for z in block.atomic_numbers)
+            differences[k] = block.energies[i] - energy - references[block.atomic_numbers].sum()
             counts[k] = np.bincount(species, minlength=len(index))
         solution = np.linalg.lstsq(counts, differences, rcond=1e-9)[0]
         n_atoms = counts.sum(1)

@@ -54,6 +54,22 @@ class SafeCheckpointIO(TorchCheckpointIO):
             message = f"cannot write checkpoint {target}: {error}. The last good checkpoint is kept; free some space and resume."
             raise CheckpointError(message) from error
 
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load the checkpoint from which a run goes on.
+
+        Raises
+        ------
+        CheckpointError
+            If it is damaged.
+        """
+        try:
+            return super().load_checkpoint(path, map_location, weights_only)
+        except Exception as error:  # torch raises whatever the reader met
+            best = Path(path).with_name("best.ckpt")
+            remedy = f"put a copy of {best} in its place and resume from there, or " if best.exists() and best != Path(path) else ""
+            message = f"{path}: no checkpoint to go on from ({type(error).__name__}: {error}); {remedy}start a new run in another directory"
+            raise CheckpointError(" ".join(message.split())) from None
+
 
 @dataclass
 class LoadedCheckpoint:
@@ -237,7 +253,16 @@ def initial_weights(name_or_path: str, config: AnyNetworkConfig) -> dict[str, to
             raise CheckpointError(f"initial_model: {error}") from None
         elements = tuple(metadata.elements)
     if elements != config.elements:
-        raise ConfigError(f"initial_model: {name_or_path} knows the elements {elements}, the configuration has {config.elements}; make them equal")
+        remedy = f"set network.elements to [{', '.join(elements)}]"
+        new = [s for s in config.elements if s not in elements]
+        if new:
+            remedy = (
+                f"a trained model cannot learn new elements: leave molecules with {', '.join(new)} out of the data and {remedy}, "
+                "or start without initial_model"
+            )
+        raise ConfigError(
+            f"initial_model: {name_or_path} knows the elements {', '.join(elements)}, the configuration has {', '.join(config.elements)}; {remedy}"
+        )
     expected = build_network(config, tuple(NUMBER_OF_SYMBOL[s] for s in config.elements)).state_dict()
     wrong = [k for k in expected.keys() | state.keys() if k not in expected or k not in state or expected[k].shape != state[k].shape]
     if wrong:

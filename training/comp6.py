@@ -147,19 +147,22 @@ def _batches(block: FrameBlock, evaluator: Evaluator) -> Iterator[Batch]:
         yield assemble(np.tile(species, n), positions, n_atoms * np.arange(n + 1), energies, forces, np.arange(start, start + n), evaluator.cutoff)
 
 
-def _evaluate_file(path: Path, evaluator: Evaluator, subset: _Subset, conservative: bool, advance: Callable[[int], None]) -> _ForceLabels:
+def _evaluate_file(
+    path: Path, evaluator: Evaluator, subset: _Subset, conservative: bool, align_energies: bool, advance: Callable[[int], None]
+) -> _ForceLabels:
     """Add the energies of one file to its subset; its forces are returned, since their sign is known only at its end."""
     report = ReadReport()
     labels = _ForceLabels()
-    self_energies = np.array([evaluator.self_energies[chemical_symbols[z]] for z in evaluator.atomic_numbers])
     for blocks in _molecules(path, report):
         errors: list[np.ndarray] = []
         for block in blocks:
+            held = [chemical_symbols[z] for z in evaluator.atomic_numbers if z in block.atomic_numbers]
+            references = evaluator.self_energy_table(() if align_energies else held)[block.atomic_numbers].sum()
             composition = np.array([(block.atomic_numbers == z).sum() for z in evaluator.atomic_numbers], dtype=np.float64)
             for batch in _batches(block, evaluator):
                 energies, direct, gradient = evaluator.run(batch, conservative and batch.forces is not None)
                 # Labels are total energies; those of the model lack its self-energies.
-                errors.append((energies.detach() - batch.energies).numpy() + composition @ self_energies)
+                errors.append((energies.detach() - batch.energies).numpy() + references)
                 if batch.forces is not None:
                     labels.add(batch.forces, direct, gradient)
                 advance(len(batch.energies))
@@ -243,7 +246,7 @@ def evaluate_folder(
                 if progress is not None:
                     progress(file, done)
 
-            labels = _evaluate_file(path, evaluator, subset, conservative, advance)
+            labels = _evaluate_file(path, evaluator, subset, conservative, align_energies, advance)
             verdict = subset.files[path.name] = labels.verdict()
             if verdict["force_labels"] in ("forces", "gradients"):
                 for key, sums in (labels.as_stored if verdict["force_labels"] == "forces" else labels.negated).sums.items():

@@ -1,16 +1,18 @@
 """Configuration of a training run: one YAML file, every key checked, copied into every checkpoint."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
+from ase.data import atomic_numbers as NUMBER_OF_SYMBOL
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveFloat, PositiveInt, Tag, ValidationError, field_validator, model_validator
 
 from training.network import AnyNetworkConfig, NetworkConfig, ReferenceConfig
 
 # Pydantic reads this from the dataclasses: unknown keys are refused there too.
 for _form in (NetworkConfig, ReferenceConfig):
-    _form.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[union-attr]
+    _form.__pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)  # type: ignore[union-attr]
 
 
 def _form_of(network: Any) -> str:
@@ -32,7 +34,7 @@ class ConfigError(ValueError):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class LossConfig(_Section):
@@ -85,7 +87,7 @@ class RunConfig(_Section):
     validate_every: PositiveInt = 1000
     checkpoint_every: PositiveInt = 500
     log_every: PositiveInt = 20
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     compile: bool = False
 
 
@@ -111,12 +113,19 @@ class FitConfig(_Section):
     @field_validator("network")
     @classmethod
     def _network_sizes(cls, network: AnyNetworkConfig) -> AnyNetworkConfig:
+        unknown = [symbol for symbol in network.elements if NUMBER_OF_SYMBOL.get(symbol, 0) == 0]  # 0: the X of dummy atoms
+        if unknown or not network.elements:
+            raise ValueError(f"elements must be chemical symbols such as H or Cl, at least one, got {', '.join(unknown) or 'none'}")
+        if len(set(network.elements)) < len(network.elements):
+            raise ValueError(f"elements must each be named once, got {', '.join(network.elements)}")
+        for name in (f.name for f in fields(network)):
+            size = getattr(network, name)
+            if isinstance(size, int) and size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
         if isinstance(network, ReferenceConfig):
-            return network  # it refuses what it cannot build itself
+            return network  # it refuses what else it cannot build itself
         if len(network.channels) != 3 or min(network.channels) < 1:
             raise ValueError(f"channels must be three positive numbers (degrees 0, 1, 2), got {network.channels}")
-        if network.num_layers < 1:
-            raise ValueError(f"num_layers must be at least 1, got {network.num_layers}")
         if network.hidden_channels % network.num_heads:
             raise ValueError(f"hidden_channels ({network.hidden_channels}) must be divisible by num_heads ({network.num_heads})")
         if network.cutoff <= 0:
@@ -165,6 +174,6 @@ def read_config(path: Path) -> FitConfig:
         raw = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except yaml.YAMLError as error:
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     return parse_config(raw, str(path))

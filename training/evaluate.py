@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,30 @@ class Evaluator:
     run: Callable[[Batch, bool], tuple[Tensor, Tensor, Tensor | None]]
     name: str
     description: dict[str, Any] = field(default_factory=dict)
+
+    def self_energy_table(self, symbols: Iterable[str]) -> np.ndarray:
+        """Self-energy in eV at each atomic number, ``(256,)`` float64, zero where there is none.
+
+        Parameters
+        ----------
+        symbols : iterable of str
+            Elements whose total energies are wanted.
+
+        Raises
+        ------
+        DataError
+            If one of these has no self-energy.
+        """
+        missing = [s for s in symbols if s not in self.self_energies]
+        if missing:
+            raise DataError(
+                f"{self.name} has no self-energy of {', '.join(missing)}: its training data held none, so that it knows no total energies there. "
+                "Compare energies after fitting them (evaluate: --align-energies), or take a model trained on data with these elements"
+            )
+        table = np.zeros(256)
+        for symbol, energy in self.self_energies.items():
+            table[NUMBER_OF_SYMBOL[symbol]] = energy
+        return table
 
 
 def _each_molecule(batch: Batch) -> Iterator[slice]:
@@ -110,9 +134,12 @@ def open_model(model: str) -> Evaluator:
 
 
 def refuse_to_overwrite(output: Path | None) -> None:
-    """Raise FileExistsError if `output` holds metrics already."""
-    if output is not None and (output / "metrics.json").exists():
+    """Raise FileExistsError if `output` holds metrics already, and make it: an OSError comes before an evaluation, not after it."""
+    if output is None:
+        return
+    if (output / "metrics.json").exists():
         raise FileExistsError(f"{output} holds metrics already; choose another output directory")
+    output.mkdir(parents=True, exist_ok=True)
 
 
 def evaluate(
@@ -161,6 +188,8 @@ def evaluate(
         For data and models that cannot be used.
     FileExistsError
         If `output` holds metrics already.
+    OSError
+        If `output` cannot be made.
     """
     refuse_to_overwrite(output)
     evaluator = open_model(model)
@@ -170,7 +199,8 @@ def evaluate(
         else:
             if split != "all":
                 raise DataError(f"{data} is not a packed data set and has no split {split!r}; evaluate all of it")
-            dataset = prepare([data], Path(scratch) / "packed", validation=0.0, **reading)
+            # Total energies are compared below, so any self-energies will do; a fit needs no isolated atoms and no table.
+            dataset = prepare([data], Path(scratch) / "packed", self_energies="least-squares", validation=0.0, **reading)
         return _evaluate_packed(evaluator, dataset, data, split, output, conservative, align_energies, max_frames, progress)
 
 
@@ -192,9 +222,7 @@ def _evaluate_packed(
         raise DataError(f"{data}: no frame in split {split!r}")
     collate = Collator(dataset, evaluator.atomic_numbers, evaluator.cutoff)
     # Labels and model may have been given different self-energies: compare total energies, in float64.
-    collate.self_energies = np.zeros(256)
-    for symbol, energy in evaluator.self_energies.items():
-        collate.self_energies[NUMBER_OF_SYMBOL[symbol]] = energy
+    collate.self_energies = evaluator.self_energy_table(() if align_energies else dataset.metadata["elements"])
     with_forces = dataset.forces is not None
     sampler = SizeSampler(frames, np.diff(dataset.offsets)[frames], 100, 25_000, 0)
     errors = ErrorSums()
@@ -237,7 +265,6 @@ def _evaluate_packed(
     }
     metrics |= with_units(errors)
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
         (output / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
         pairs = np.concatenate(force_pairs, axis=1) if force_pairs else None
         plot_parity(label, label + difference, pairs, output / "parity.png")

@@ -20,6 +20,7 @@ from openmm_se3.model_file import (
     GoldenStructure,
     ModelMetadata,
     metadata_to_json,
+    read_metadata,
     text_sha256,
     weights_sha256,
 )
@@ -73,7 +74,14 @@ def _code_version() -> str:
 
 
 def _read(checkpoint: Path) -> LoadedCheckpoint:
-    loaded = load_checkpoint(checkpoint) if checkpoint.suffix == ".ckpt" else load_exported(str(checkpoint))
+    if checkpoint.suffix == ".ckpt":
+        loaded = load_checkpoint(checkpoint)
+    else:
+        loaded = load_exported(str(checkpoint))
+        told = read_metadata(str(checkpoint))
+        for part, training_data in ((loaded, told.training_data), (loaded.fast, told.fast_network.get("training_data", {}))):
+            if part is not None:
+                part.config = part.config.model_copy(update={"initial_model": training_data.get("initial_model")})
     if isinstance(loaded.config.network, ReferenceConfig) and loaded.config.network.parity == "all":
         raise ExportError(
             f"{checkpoint}: with network.parity 'all' energies of mirror images differ, and an exported model promises that they are equal "
@@ -133,7 +141,9 @@ def _sizes(loaded: LoadedCheckpoint) -> dict[str, Any]:
 
 
 def _training_data(loaded: LoadedCheckpoint) -> dict[str, Any]:
-    return {k: loaded.data[k] for k in ("sources", "sha256", "split_seed", "split_fractions", "self_energies_origin")} | {"steps": loaded.step}
+    told = {k: loaded.data[k] for k in ("sources", "sha256", "split_seed", "split_fractions", "self_energies_origin")} | {"steps": loaded.step}
+    start = loaded.config.initial_model
+    return told if start is None else told | {"initial_model": Path(start).stem}  # a name: nobody else has these folders
 
 
 def export(
@@ -224,7 +234,9 @@ def export(
         units={"positions": "nm", "energy": "kJ/mol", "forces": "kJ/mol/nm"},
         # Total energies are the model's plus these, so those of the mean are the mean of the members'.
         self_energies={
-            s: sum(m.data["self_energies"][s] for m in members) / len(members) * KJ_PER_MOL_PER_EV for s in members[0].data["self_energies"]
+            s: sum(m.data["self_energies"][s] for m in members) / len(members) * KJ_PER_MOL_PER_EV
+            for s in members[0].data["self_energies"]
+            if all(s in m.data["self_energies"] for m in members)
         },
         level_of_theory=level_of_theory or members[0].data["level_of_theory"] or "unspecified",
         weights_sha256=weights_sha256(scripted.state_dict()),

@@ -19,7 +19,7 @@ from training.data.packed import PackedDataset
 from training.distributed import gather_from_ranks, sum_gradients, sum_over_ranks, world_size
 from training.force_matching import backward_force_matching, positions_only
 from training.guard import BatchGuard
-from training.loss import EnergyForceLoss, ErrorSums, predict
+from training.loss import EnergyForceLoss, ErrorSums, molecule_energies, predict
 from training.network import build_network
 from training.optimizer import learning_rate, make_optimizer
 
@@ -52,17 +52,18 @@ class TrainingModule(lightning.LightningModule):
         self.config, self.dataset = config, dataset
         numbers = tuple(NUMBER_OF_SYMBOL[s] for s in config.network.elements)
         self.network = build_network(config.network, numbers)
-        statistics = dataset.metadata["statistics"]
-        energy_scale = statistics["residual_per_sqrt_atom"]["rms"]
-        force_scale = statistics.get("force_rms", 1.0)
+        force_scale = dataset.metadata["statistics"].get("force_rms", 1.0)
         if dataset.forces is None and config.loss.energy_weight == 0:
             raise DataError("the data have no forces and loss.energy_weight is zero; there is nothing to learn")
-        self.network.energy_scale.fill_(energy_scale)
+        self.network.energy_shift.copy_(torch.from_numpy(dataset.energy_shift()[list(numbers)]))
         self.network.force_scale.fill_(force_scale)
-        self.loss = EnergyForceLoss(config.loss, energy_scale, force_scale)
+        self.loss = EnergyForceLoss(config.loss, self._energy_spread(), force_scale)
+        self.network.energy_scale.fill_(self.loss.energy_scale)
         self.conservative = config.loss.conservative_weight > 0 and dataset.forces is not None
         self.ema = averaged(self.network, config.optimizer.ema_decay)
         self.collate = Collator(dataset, numbers, config.network.cutoff)
+        #: Symbol to eV, of those elements of the network for which there is one: what total energies of the model are relative to.
+        self.self_energies = {s: e for s, e in dataset.metadata["self_energies"].items() if s in config.network.elements}
         self.batches_seen = 0
         self.bad_batches: list[dict[str, Any]] = []
         self._not_finite, self._silent = BatchGuard("were not finite"), BatchGuard("were answered with zeros or with one energy per atom")
@@ -74,6 +75,12 @@ class TrainingModule(lightning.LightningModule):
             forward, atomic_energies = torch.compile(forward, dynamic=True), torch.compile(atomic_energies, dynamic=True)
         object.__setattr__(self, "_forward", forward)  # not a submodule: its weights are those of `network`
         self._atomic_energies = atomic_energies
+
+    def _energy_spread(self) -> float:
+        """Spread of what the network has to learn of the energies: what its shift per element leaves of the labels."""
+        shift = np.zeros(256)
+        shift[[NUMBER_OF_SYMBOL[s] for s in self.config.network.elements]] = self.network.energy_shift.cpu().numpy()
+        return self.dataset.energy_spread(shift)
 
     # ---- data
 
@@ -101,6 +108,10 @@ class TrainingModule(lightning.LightningModule):
         return batch.to(device)
 
     # ---- training
+
+    def on_fit_start(self) -> None:
+        """Scale the loss anew: the network of a start model or of a checkpoint brought a shift of its own."""
+        self.loss.energy_scale = self._energy_spread()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """That of the configuration."""
@@ -181,8 +192,10 @@ class TrainingModule(lightning.LightningModule):
             return False
         if batch.forces is not None and self.config.loss.force_weight > 0:
             return not bool(direct.detach().any())
-        per_atom = energies.detach() / batch.n_atoms_of
-        return len(per_atom) > 1 and bool((per_atom == per_atom[0]).all())
+        shift = self.network.energy_shift
+        per_atom = (energies.detach() - molecule_energies(shift[batch.species], batch)) / batch.n_atoms_of
+        rounding = 1e-6 * float(shift.abs().max())  # of the shift, which was added in float32
+        return len(per_atom) > 1 and bool(((per_atom - per_atom[0]).abs() <= rounding).all())
 
     # ---- validation, with the averaged weights
 
@@ -207,11 +220,10 @@ class TrainingModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add all that resuming and exporting need."""
-        keep = ["elements", "self_energies", "self_energies_origin", "statistics", "sha256", "sources", "level_of_theory"]
-        keep += ["split_seed", "split_fractions"]
+        keep = ["elements", "self_energies_origin", "statistics", "sha256", "sources", "level_of_theory", "split_seed", "split_fractions"]
         checkpoint["openmm_se3"] = {
             "config": self.config.model_dump(mode="json"),
-            "data": {k: self.dataset.metadata.get(k) for k in keep},
+            "data": {k: self.dataset.metadata.get(k) for k in keep} | {"self_energies": self.self_energies},
             "batches_seen": self.batches_seen,
             "bad_batches": self.bad_batches,
         }
@@ -221,5 +233,6 @@ class TrainingModule(lightning.LightningModule):
         ours = checkpoint["openmm_se3"]
         if ours["data"]["sha256"] != self.dataset.metadata["sha256"]:
             raise DataError("the checkpoint was trained on other data than configured; resume with the same packed data set")
+        self.self_energies = ours["data"]["self_energies"]
         self.batches_seen = ours["batches_seen"]
         self.bad_batches = ours["bad_batches"]

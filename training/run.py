@@ -1,25 +1,65 @@
 """What `fit` and `nbody fit` share: the directory of a run, and the trainer that keeps it resumable."""
 
+import contextlib
 import logging
+import os
+import signal
+import sqlite3
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning
+import torch
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from pydantic import BaseModel
 
 from training.allocator import keep_freed_memory
+from training.callbacks import read_log
 from training.checkpoint import CheckpointError, SafeCheckpointIO
 from training.config import ConfigError
+from training.distributed import sum_over_ranks, world_size
 
 LAST = "last.ckpt"
+_CONFIG, _LOCK, _LOG = "config.yaml", ".lock", "log.csv"
 
 _Config = TypeVar("_Config", bound=BaseModel)
+
+
+class TrainingStopped(RuntimeError):
+    """A signal ended the training before its last step.
+
+    Parameters
+    ----------
+    number : int
+        Of the signal.
+    step : int
+        That of the checkpoint from which the run goes on.
+
+    Attributes
+    ----------
+    exit_code : int
+        What a shell expects of a process that this signal ended.
+    """
+
+    def __init__(self, number: int, step: int) -> None:
+        super().__init__(f"stopped at step {step} ({signal.Signals(number).name})")
+        self.exit_code = 128 + number
+
+
+def is_begun(output: Path) -> bool:
+    """Whether a directory holds a run that took a step, or anything else; what a start leaves that failed, or was killed at once, does not count."""
+    if not output.exists():
+        return False
+    log = output / _LOG
+    no_rows = {_LOG} if log.is_file() and not read_log(log) else set()
+    return bool({p.name for p in output.iterdir()} - {_CONFIG, f"{_CONFIG}.partial", _LOCK} - no_rows)
 
 
 def configuration_of_run(config: _Config | None, output: Path, resume: bool, read: Callable[[Path], _Config]) -> _Config:
@@ -28,7 +68,8 @@ def configuration_of_run(config: _Config | None, output: Path, resume: bool, rea
     Parameters
     ----------
     config : BaseModel or None
-        The one asked for; None only with `resume`.
+        The one asked for; None only with `resume`. Of a resumed run it may have a larger ``max_steps``, where the learning rate does not depend
+        on that: the result is then that of a run that was meant to be so long from its start.
     output : Path
         Directory of the run.
     resume : bool
@@ -44,21 +85,125 @@ def configuration_of_run(config: _Config | None, output: Path, resume: bool, rea
         If `config` is not that of the resumed run, or missing for a new one.
     FileExistsError
         If `output` holds something and `resume` is False.
+    NotADirectoryError
+        If `output` is a file.
     """
-    kept = output / "config.yaml"
+    if output.exists() and not output.is_dir():
+        raise NotADirectoryError(f"{output} is a file; give a directory as output")
+    kept = output / _CONFIG
     if resume:
         if not kept.exists():
-            raise CheckpointError(f"{output} holds no run to resume (no config.yaml)")
+            raise CheckpointError(f"{output} holds no run to resume (no {_CONFIG})")
         own = read(kept)
-        if config is not None and config != own:
-            raise ConfigError(f"the configuration differs from {kept}; resume with that one, or start a new run in another directory")
-        return own
-    if rank_zero_only.rank == 0 and output.exists() and any(output.iterdir()):
+        if config is None or config == own:
+            return own
+        _require_longer(config, own, output)
+        return config
+    if rank_zero_only.rank == 0 and is_begun(output):
         # Only the first process looks: the others start after it has written.
         raise FileExistsError(f"{output} is not empty; choose another output directory, or resume the run in it with --resume")
     if config is None:
         raise ConfigError("a new run needs a configuration")
     return config
+
+
+def _require_longer(config: BaseModel, own: BaseModel, output: Path) -> None:
+    """Raise ConfigError unless `config` differs from `own` by nothing but more steps, which leave the first ones as they were."""
+    asked, kept = (_flat(c.model_dump(mode="json")) for c in (config, own))
+    different = sorted(k for k in asked.keys() | kept.keys() if asked.get(k) != kept.get(k))
+    longer = len(different) == 1 and different[0].rpartition(".")[2] == "max_steps" and asked[different[0]] > kept[different[0]]
+    if longer and asked["optimizer.schedule"] == "steps":
+        return
+    shown = "; ".join(f"{k} was {kept.get(k)!r}, now {asked.get(k)!r}" for k in different)
+    message = f"the configuration differs from {output / _CONFIG} ({shown})"
+    if longer:
+        raise ConfigError(
+            f"{message}: the learning rate of optimizer.schedule {asked['optimizer.schedule']} fell over the {kept[different[0]]} steps of this run, "
+            f"which cannot be made longer after the fact; start a new run in another directory with initial_model: {output / LAST}"
+        )
+    raise ConfigError(f"{message}; resume with that one, or start a new run in another directory")
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+@contextlib.contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Keep every other process from training in a directory, until this one ends, however it does: the lock is SQLite's, as that of `label`."""
+    lock = sqlite3.connect(output / _LOCK, isolation_level=None, timeout=0.0)
+    try:
+        try:
+            lock.execute("PRAGMA journal_mode = MEMORY")  # no second file
+            lock.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError as error:
+            message = f"another process trains in {output} ({error}); wait for its end, or choose another output directory"
+            raise FileExistsError(message) from None
+        yield
+    finally:
+        lock.close()
+
+
+class _Progress(Checkpoint):
+    """Writes ``last.ckpt``, has the last step validated, and ends the training where a signal asks for it.
+
+    A step that is to be validated is saved after that: a run that goes on from its checkpoint would not make up for the validation.
+
+    Parameters
+    ----------
+    path : Path
+        The checkpoint.
+    max_steps, every : int
+        Optimizer steps in all, and between checkpoints.
+    validate_every : int or None
+        Batches between validations.
+    """
+
+    def __init__(self, path: Path, max_steps: int, every: int, validate_every: int | None) -> None:
+        self.path, self.max_steps, self.every, self.validate_every = path, max_steps, every, validate_every
+        self.saved = 0
+        self.signal = 0
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Listen; Lightning puts the former handlers back at the end."""
+        self.saved = trainer.global_step
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                if signal.getsignal(number) != signal.SIG_IGN:  # as a shell has it for what runs in the background
+                    signal.signal(number, self._ask)
+
+    def _ask(self, number: int, _: Any) -> None:
+        self.signal = number
+        os.write(2, b"\nstopping after this step, or the validation that has begun; once more to stop at once\n")
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
+        """Save, if it is time and no validation is to come."""
+        if trainer.global_step >= self.max_steps:
+            trainer.should_stop = True  # has Lightning validate, whatever the interval
+        validated = self.validate_every is not None and (trainer.should_stop or pl_module.batches_seen % self.validate_every == 0)
+        if not validated:
+            self._step_is_done(trainer, pl_module)
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Save, if it is time."""
+        self._step_is_done(trainer, pl_module)
+
+    def _step_is_done(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        step = trainer.global_step
+        asked = self.signal or (signal.SIGTERM if trainer.received_sigterm else 0)  # by Lightning's handler, before this one listened
+        if world_size() > 1:  # all processes stop after the same step
+            told = int(sum_over_ranks(torch.tensor(float(asked), device=pl_module.device)))
+            asked = asked or (signal.SIGTERM if told else 0)
+        if step != self.saved and (asked or step % self.every == 0 or step >= self.max_steps):
+            trainer.save_checkpoint(self.path)
+            self.saved = step
+        if asked and step < self.max_steps:
+            raise TrainingStopped(asked, step)
 
 
 def train(
@@ -78,7 +223,7 @@ def train(
     Parameters
     ----------
     module : LightningModule
-        Whose stream of batches goes on where its checkpoint stood.
+        Whose stream of batches, counted in ``batches_seen``, goes on where its checkpoint stood.
     config : BaseModel
         Kept as ``config.yaml``.
     output : Path
@@ -88,7 +233,7 @@ def train(
     max_steps, checkpoint_every : int
         Optimizer steps in all, and between checkpoints.
     validate_every : int or None
-        Steps between validations; None for no validation, and no ``best.ckpt``.
+        Steps between validations, of which there is one at the end besides; None for no validation, and no ``best.ckpt``.
     monitored : str
         The logged error by which ``best.ckpt`` is chosen.
     callbacks : list of Callback
@@ -100,38 +245,53 @@ def train(
     ------
     CheckpointError
         If a checkpoint cannot be read or written.
+    ConfigError
+        If the machine lacks the hardware.
+    FileExistsError
+        If another process trains in `output`.
+    TrainingStopped
+        After SIGTERM or SIGINT.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*LeafSpec.*")
-    warnings.filterwarnings("ignore", ".*pre-optimization state.*")
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*that has no length.*|.*no `__len__`.*")
     warnings.filterwarnings("ignore", ".*ModelCheckpoint.*exists and is not empty.*|.*Checkpoint directory.*")
-    callbacks = [
-        *callbacks,
-        ModelCheckpoint(output, filename="last", every_n_train_steps=checkpoint_every, save_top_k=1, enable_version_counter=False),
-    ]
+    warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")  # runs that an earlier version began
+    last = output / LAST
+    progress = _Progress(last, max_steps, checkpoint_every, validate_every)
+    callbacks = [*callbacks]
     if validate_every is not None:
         best = ModelCheckpoint(output, filename="best", monitor=monitored, save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=False)
         callbacks.append(best)
-    trainer = lightning.Trainer(
-        max_steps=max_steps,
-        val_check_interval=validate_every,
-        check_val_every_n_epoch=1 if validate_every is None else None,
-        limit_val_batches=0 if validate_every is None else None,
-        num_sanity_val_steps=0,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=callbacks,
-        plugins=[SafeCheckpointIO()],
-        inference_mode=False,
-        **hardware,
-    )
+    try:
+        trainer = lightning.Trainer(
+            max_steps=max_steps,
+            val_check_interval=validate_every,
+            check_val_every_n_epoch=1 if validate_every is None else None,
+            limit_val_batches=0 if validate_every is None else None,
+            num_sanity_val_steps=0,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[*callbacks, progress],  # after `best`, whose score belongs into what it saves
+            plugins=[SafeCheckpointIO()],
+            inference_mode=False,
+            **hardware,
+        )
+    except (MisconfigurationException, TypeError) as error:
+        asked = ", ".join(f"{k} {v}" for k, v in hardware.items() if k in ("accelerator", "devices", "num_nodes"))
+        raise ConfigError(f"this machine cannot train with {asked}: {' '.join(str(error).split())}") from None
     if isinstance(trainer.accelerator, CPUAccelerator):
         keep_freed_memory()
-    last = output / LAST
-    trainer.fit(module, ckpt_path=str(last) if resume and last.exists() else None, weights_only=True)
-    trainer.save_checkpoint(last)
+    first = rank_zero_only.rank == 0
+    output.mkdir(parents=True, exist_ok=True)
+    with _alone(output) if first else contextlib.nullcontext():
+        if first:
+            partial = output / f"{_CONFIG}.partial"
+            partial.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+            os.replace(partial, output / _CONFIG)
+        try:
+            trainer.fit(module, ckpt_path=str(last) if resume and last.exists() else None, weights_only=True)
+        except SystemExit:  # Lightning's, of a signal before the first step, or of a second one
+            raise TrainingStopped(progress.signal or (signal.SIGTERM if trainer.received_sigterm else signal.SIGINT), progress.saved) from None

@@ -7,7 +7,7 @@ from typing import Any
 from training.callbacks import read_log
 from training.config import FitConfig, parse_config
 from training.fit import fit
-from training.run import LAST
+from training.run import is_begun
 
 THESIS_WEIGHTS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
@@ -45,7 +45,7 @@ def sweep(config: FitConfig, output: Path, energy_weights: tuple[float, ...] = T
         raw = config.model_dump(mode="json")
         raw["loss"]["energy_weight"] = weight
         run = output / f"energy-weight-{weight:g}"
-        fit(parse_config(raw, f"energy weight {weight:g}"), run, resume=(run / LAST).exists(), **trainer)
+        fit(parse_config(raw, f"energy weight {weight:g}"), run, resume=is_begun(run), **trainer)
         table.append({"energy_weight": weight, **last_validation(run / "log.csv")})
     output.mkdir(parents=True, exist_ok=True)
     (output / "sweep.json").write_text(json.dumps(table, indent=1) + "\n")

@@ -1,5 +1,6 @@
 """Small data, networks and configurations for the tests of `training`."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +29,8 @@ SMALL = NetworkConfig(
     hidden=12,
 )
 NUMBERS = (1, 6, 7, 8)
+#: eV by which `free_atoms` differs from a least-squares fit.
+BINDING = {"H": 2.5, "C": 7.0, "N": 5.0, "O": 4.0}
 
 
 def small_network(seed: int = 0, num_layers: int = 3) -> SE3Transformer:
@@ -40,6 +43,14 @@ def sample_dataset(directory: Path, **changes) -> PackedDataset:
     """The shipped sample, packed."""
     options = {**KEYS, "validation": 0.2, **changes}
     return prepare([SAMPLE], directory / "packed", **options)
+
+
+def free_atoms(directory: Path) -> Path:
+    """A table of self-energies against which the molecules of the sample are bound by some eV per atom, as against isolated atoms."""
+    fitted = sample_dataset(directory / "fitted").metadata["self_energies"]
+    path = directory / "free-atoms.json"
+    path.write_text(json.dumps({"unit": "eV"} | {s: e + BINDING[s] for s, e in fitted.items()}))
+    return path
 
 
 def small_config(data: Path, **run) -> FitConfig:

@@ -15,7 +15,7 @@ from tests.training.helpers import KEYS, SAMPLE
 from training.__main__ import app
 from training.comp6 import evaluate_folder, find_subsets, pair_difference_sums
 from training.data.frames import DataError
-from training.evaluate import evaluate
+from training.evaluate import evaluate, open_model
 
 MODEL = available_models()[0]
 N_FRAMES = 5
@@ -141,10 +141,37 @@ class TestRefusals:
         with pytest.raises(DataError, match=rf"/set/salt holds Cl, which {MODEL} does not know; it knows H, C, N, O"):
             evaluate_folder(MODEL, tmp_path)
 
+    def test_element_without_a_self_energy(self, comp6, monkeypatch):
+        evaluator = open_model(MODEL)
+        del evaluator.self_energies["H"]
+        monkeypatch.setattr("training.comp6.open_model", lambda name: evaluator)
+        with pytest.raises(DataError, match=rf"{MODEL} has no self-energy of H"):
+            evaluate_folder(MODEL, comp6 / "DrugBank", conservative=False)
+        evaluate_folder(MODEL, comp6 / "DrugBank", conservative=False, align_energies=True)
+
     def test_split_of_a_folder(self, comp6):
         result = CliRunner().invoke(app, ["evaluate", MODEL, str(comp6), "--split", "test"])
         assert result.exit_code == 1
         assert "--split and --max-frames do not apply" in result.output
+
+    def test_how_to_read_a_folder(self, comp6):
+        options = [
+            "--layout",
+            "ani1",
+            "--energy-unit",
+            "eV",
+            "--force-unit",
+            "eV/Angstrom",
+            "--energy-key",
+            "a",
+            "--force-key",
+            "b",
+            "--energies-only",
+        ]
+        result = CliRunner().invoke(app, ["evaluate", MODEL, str(comp6), *options])
+        assert result.exit_code == 1
+        refused = ", ".join(option for option in options if option.startswith("--"))
+        assert {*refused.split(", ")} == {*result.output.partition("is to be read: ")[2].partition(" does not apply")[0].split(", ")}
 
 
 def test_command_line(comp6):

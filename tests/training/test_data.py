@@ -11,13 +11,16 @@ from ase import Atoms, units
 from ase.build import molecule
 from ase.io import write
 from ase.neighborlist import neighbor_list
+from typer.testing import CliRunner
 
 from tests.training.helpers import KEYS, NUMBERS, SAMPLE, sample_dataset
+from training.__main__ import app
 from training.data.batches import Collator, SizeSampler, padded_neighbors
 from training.data.frames import DataError, ReadReport
 from training.data.hdf5 import detect_layout, read_ani1, read_ani1x
-from training.data.packed import PackedDataset, split_of
+from training.data.packed import PackedDataset, split_frames, split_of
 from training.data.prepare import prepare
+from training.data.self_energy import check_residual
 from training.units import energy_factor
 
 
@@ -174,6 +177,13 @@ class TestAni1:
         with pytest.raises(DataError, match="Xx, which are no chemical symbols"):
             list(read_ani1(tmp_path / "ani1.h5", ReadReport()))
 
+    def test_among_files_with_forces_it_is_refused(self, tmp_path):
+        write_ani1(tmp_path / "ani1.h5")
+        inputs = [SAMPLE, tmp_path / "ani1.h5"]
+        with pytest.raises(DataError, match=r"ani1.h5 has no forces \(ANI-1 layout\), the other files do; .*--energies-only"):
+            prepare(inputs, tmp_path / "packed")
+        assert prepare(inputs, tmp_path / "packed", energies_only=True).forces is None
+
 
 class TestExtxyz:
     @staticmethod
@@ -198,6 +208,49 @@ class TestExtxyz:
         assert dataset.metadata["self_energies_origin"] == "isolated atoms"
         assert len(dataset) == 4
         np.testing.assert_allclose(dataset.forces[:3], frames[0].arrays["forces"], rtol=1e-5)
+
+    def test_isolated_atoms_that_contradict_each_other(self, tmp_path):
+        lone = [Atoms("H", info={"energy": e}) for e in (-13.5, -13.6)] + [Atoms("O", info={"energy": -1970.0})]
+        write(tmp_path / "x.xyz", [*lone, *self.frames()], format="extxyz")
+        with pytest.raises(DataError, match=r"x\.xyz, frame 1, gives H -13\.600000 eV, one before it -13\.500000 eV"):
+            prepare([tmp_path / "x.xyz"], tmp_path / "packed")
+        assert not (tmp_path / "packed.partial").exists()
+        prepare([tmp_path / "x.xyz"], tmp_path / "packed", self_energies="least-squares")  # does not need them
+        write(tmp_path / "y.xyz", [lone[0], lone[2], *self.frames()], format="extxyz")
+        prepare([tmp_path / "y.xyz", tmp_path / "y.xyz"], tmp_path / "twice")
+
+    def test_isolated_atoms_that_are_none(self, tmp_path):
+        write(tmp_path / "solid.xyz", [Atoms("H", cell=[2, 2, 2], pbc=True, info={"energy": -13.5}), *self.frames()], format="extxyz")
+        with pytest.raises(DataError, match="frame 0 is periodic"):
+            prepare([tmp_path / "solid.xyz"], tmp_path / "packed")
+        write(tmp_path / "nan.xyz", [Atoms("H", info={"energy": np.nan}), *self.frames()], format="extxyz")
+        with pytest.raises(DataError, match="frame 0, an isolated H, has the energy nan"):
+            prepare([tmp_path / "nan.xyz"], tmp_path / "packed")
+
+    @pytest.mark.parametrize(
+        ("info", "refused"),
+        [
+            ({"charge": 0, "spin": 1}, None),
+            ({"total_charge": 0.0, "spin": 0, "spin_multiplicity": 1}, None),
+            ({"charge": -1}, "charge=-1"),
+            ({"total_charge": 1}, "total_charge=1"),
+            ({"multiplicity": 3}, "multiplicity=3"),
+            ({"spin_multiplicity": 2}, "spin_multiplicity=2"),
+            ({"spin": 2}, "spin=2"),
+        ],
+    )
+    def test_charged_and_open_shell_frames(self, tmp_path, info, refused):
+        frames = self.frames(5)
+        for frame in frames[2:4]:
+            frame.info |= info
+        lone = [Atoms("H", info={"energy": -13.5, "multiplicity": 2}), Atoms("O", info={"energy": -1970.0, "spin_multiplicity": 3})]
+        write(tmp_path / "x.xyz", [*lone, *frames], format="extxyz")
+        if refused is None:
+            assert len(prepare([tmp_path / "x.xyz"], tmp_path / "packed")) == 5
+        else:
+            with pytest.raises(DataError, match=rf"x\.xyz: 2 of 7 frames are charged .*the first: frame 4 has {refused}; .*remove these frames"):
+                prepare([tmp_path / "x.xyz"], tmp_path / "packed")
+            assert not (tmp_path / "packed.partial").exists()
 
     def test_forces_asked_for_but_absent(self, tmp_path):
         write(tmp_path / "x.xyz", self.frames(forces=False), format="extxyz")
@@ -262,6 +315,45 @@ class TestPacked:
         again = sample_dataset(tmp_path / "b", validation=0.1, test=0.2, split_by="frame", seed=1)
         assert set(again.indices("test").tolist()) != splits["test"]
 
+    def test_copies_of_a_frame_share_their_split(self, tmp_path):
+        once = sample_dataset(tmp_path / "once", validation=0.2, test=0.2, split_by="frame")
+        thrice = prepare([SAMPLE] * 3, tmp_path / "thrice", validation=0.2, test=0.2, split_by="frame", **KEYS)
+        n = len(once)
+        np.testing.assert_array_equal(thrice.split.reshape(3, n), np.tile(once.split, (3, 1)))
+
+    def test_every_split_of_a_few_frames_has_one(self):
+        fractions = {"validation": 0.05, "test": 0.05}
+        counts = {n: np.bincount(split_frames(np.arange(n), fractions, 0), minlength=3).tolist() for n in (1, 2, 3, 30, 200)}
+        assert counts == {1: [1, 0, 0], 2: [1, 1, 0], 3: [1, 1, 1], 30: [26, 2, 2], 200: [180, 10, 10]}
+        assert np.bincount(split_frames(np.arange(3), {"validation": 0.9, "test": 0.05}, 0), minlength=3).tolist() == [1, 1, 1]
+
+    def test_data_packed_before_frames_were_told_apart_keep_their_split(self, tmp_path):
+        dataset = sample_dataset(tmp_path, validation=0.1, test=0.2, split_by="frame", seed=3)
+        metadata = {k: v for k, v in dataset.metadata.items() if k != "with_split_array"}
+        (dataset.directory / "metadata.json").write_text(json.dumps(metadata))
+        (dataset.directory / "split.bin").unlink()
+        n = len(dataset)
+        order = np.random.default_rng(3).permutation(n)
+        test = round(0.2 * n)
+        held = test + round(0.1 * n)
+        former = PackedDataset(dataset.directory)
+        np.testing.assert_array_equal(former.split, dataset.split)  # without copies it is the same draw
+        for split, expected in (("test", order[:test]), ("validation", order[test:held]), ("train", order[held:])):
+            np.testing.assert_array_equal(former.indices(split), np.sort(expected))
+
+    def test_a_formula_alone_cannot_be_split(self, tmp_path):
+        """By its hash it falls into one split or another."""
+        (frame,) = TestExtxyz.frames(1)
+        write(tmp_path / "x.xyz", [frame] * 4, format="extxyz")
+        held, kept = (next(s for s in range(100) if (split_of("H2O", {"validation": 0.4}, s) == "train") == kept) for kept in (False, True))
+        with pytest.raises(DataError, match=r"no frame to train on: of 1 formulas all are held out .*--split-by frame"):
+            prepare([tmp_path / "x.xyz"], tmp_path / "packed", validation=0.4, seed=held)
+        assert not (tmp_path / "packed.partial").exists()
+        arguments = ["prepare", str(tmp_path / "x.xyz"), "-o", str(tmp_path / "packed"), "--validation", "0.4", "--seed", str(kept)]
+        result = CliRunner().invoke(app, [*arguments, "--level-of-theory", "none"])
+        assert "the validation split is empty, though 0.4 was asked for" in " ".join(result.output.split())
+        assert PackedDataset(tmp_path / "packed").metadata["level_of_theory"] == "none"
+
     def test_least_squares_recovers_known_self_energies(self, tmp_path):
         known = {1: -16.0, 6: -1036.0, 8: -2046.0}
         rng = np.random.default_rng(0)
@@ -287,6 +379,13 @@ class TestPacked:
         with pytest.raises(DataError, match=r"eV per atom; expected.*the energy unit is wrong"):
             prepare([SAMPLE], tmp_path / "other", self_energies=str(tmp_path / "wrong.json"), **KEYS)
         assert not (tmp_path / "other").exists()
+
+    def test_table_with_what_is_no_number(self, tmp_path):
+        (tmp_path / "sae.json").write_text('{"unit": "eV", "H": -13.6, "C": NaN, "N": Infinity, "O": -2000.0}')
+        with pytest.raises(DataError, match="self-energies of C, N are not finite"):
+            prepare([SAMPLE], tmp_path / "packed", self_energies=str(tmp_path / "sae.json"), **KEYS)
+        with pytest.raises(DataError, match="energies are nan"):
+            check_residual(float("nan"), float("nan"), "table")
 
     def test_table_without_an_element(self, tmp_path):
         (tmp_path / "sae.json").write_text(json.dumps({"unit": "Hartree", "H": -0.6, "C": -38.0}))
@@ -338,7 +437,7 @@ class TestBatches:
         assert batch.energies.dtype == torch.float64
 
     def test_unknown_element_is_named(self, tmp_path):
-        with pytest.raises(DataError, match="the data hold O, which the network does not know"):
+        with pytest.raises(DataError, match=r"the data hold O, which the network does not know \(it knows H, C, N\): leave those molecules out"):
             Collator(sample_dataset(tmp_path), (1, 6, 7), 4.0)
 
     def test_every_frame_once_per_epoch_and_reproducible(self):

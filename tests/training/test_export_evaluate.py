@@ -5,8 +5,12 @@ import json
 import zipfile
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from ase import Atoms
+from ase.build import molecule
+from ase.io import write
 from typer.testing import CliRunner
 
 from openmm_se3.model_file import find_model, load_model
@@ -168,6 +172,16 @@ def test_raw_file_and_packed_data_give_the_same(trained):
     assert raw["energy_rmse_kcal_per_mol"] == pytest.approx(packed["energy_rmse_kcal_per_mol"], rel=1e-6)
 
 
+def test_isolated_atoms_of_some_elements_do_not_matter(trained, tmp_path):
+    """Errors are those of total energies; a file needs no self-energies, and those that it has are not used."""
+    frame = molecule("H2O")
+    frame.info["energy"], frame.arrays["forces"] = -2079.0, np.zeros((3, 3))
+    write(tmp_path / "without.xyz", frame, format="extxyz")
+    write(tmp_path / "with.xyz", [Atoms("H", info={"energy": -13.6}), frame], format="extxyz")
+    without, with_atom = (evaluate(str(trained / "model.pt"), tmp_path / f"{name}.xyz") for name in ("without", "with"))
+    assert with_atom["energy_rmse_mev"] == pytest.approx(without["energy_rmse_mev"])
+
+
 def test_errors_are_those_of_a_plain_loop(trained):
     """The reported force RMSE against one computed molecule by molecule from the exported file."""
     from training.data.packed import PackedDataset
@@ -197,6 +211,20 @@ class TestCommandLine:
         evaluated = runner.invoke(app, ["evaluate", str(trained / "model.pt"), str(tmp_path / "packed"), "--max-frames", "5"])
         assert evaluated.exit_code == 0, evaluated.output
         assert "force_rmse_kcal_per_mol_per_angstrom" in evaluated.output
+
+    def test_paths_that_cannot_be_used(self, trained, tmp_path):
+        """Found before the work is done, not after it; the message names the file."""
+        (tmp_path / "file").write_bytes(b"\xff\xfe")
+        for arguments, message in (
+            (["prepare", str(SAMPLE), "-o", str(tmp_path / "file" / "x")], "file/x.partial: Not a directory; check that path, or give another"),
+            (["evaluate", "nothing.ckpt", "nothing.h5", "-o", str(tmp_path / "file" / "x")], "file/x: Not a directory; check that path"),
+            (["evaluate", str(trained / "model.pt"), str(trained / "packed"), "--energy-unit", "eV"], "to be read: --energy-unit does not apply"),
+            (["export", str(trained / "model.pt"), str(tmp_path / "x.pt"), "--metrics", f"test={tmp_path / 'file'}"], "file is not the metrics.json"),
+        ):
+            result = CliRunner().invoke(app, arguments)
+            assert result.exit_code == 1
+            assert isinstance(result.exception, SystemExit)
+            assert message in result.output
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

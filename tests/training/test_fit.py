@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from typer.testing import CliRunner
 
-from tests.training.helpers import KEYS, NUMBERS, SAMPLE, sample_dataset, small_config, small_network
+from tests.training.helpers import KEYS, NUMBERS, SAMPLE, free_atoms, sample_dataset, small_config, small_network
+from training.__main__ import app
 from training.ablate import ablate, read_ablation
 from training.callbacks import read_log
 from training.checkpoint import CheckpointError, SafeCheckpointIO, initial_weights, load_checkpoint, weights_alone
@@ -32,6 +34,8 @@ from training.guard import NonFiniteTraining
 from training.loss import EnergyForceLoss, huber, predict
 from training.module import TrainingModule
 from training.network import ReferenceConfig, build_network
+from training.run import TrainingStopped
+from training.sweep import sweep
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -46,12 +50,65 @@ def test_run_leaves_everything(tmp_path):
     for name in ("last.ckpt", "best.ckpt", "log.csv", "learning_curves.png", "config.yaml"):
         assert (tmp_path / "run" / name).stat().st_size > 0
     rows = read_log(tmp_path / "run" / "log.csv")
+    assert [int(r["step"]) for r in rows if r["validation_energy_rmse"]] == [4, 6]  # every four, and the last
     assert [int(r["step"]) for r in rows if r["loss"]] == [1, 2, 3, 4, 5, 6]
     assert any(r["validation_force_rmse"] for r in rows)
     loaded = load_checkpoint(tmp_path / "run" / "last.ckpt")
     assert loaded.step == 6
     with pytest.raises(FileExistsError, match="not empty"):
         fit(small_config(dataset.directory), tmp_path / "run")
+
+
+def test_a_run_shorter_than_its_first_validation_is_validated_at_its_end(tmp_path):
+    for name, validation in (("with", 0.2), ("without", 0.0)):
+        dataset = sample_dataset(tmp_path / name, validation=validation)
+        config = small_config(dataset.directory, max_steps=2, validate_every=1000)
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+        result = CliRunner().invoke(app, ["fit", str(tmp_path / name / "config.yaml"), "-o", str(tmp_path / name / "run"), "--accelerator", "cpu"])
+        assert result.exit_code == 0, result.output
+        written = ["last.ckpt", "best.ckpt", "log.csv", "learning_curves.png"] if validation else ["last.ckpt", "log.csv"]
+        assert all((tmp_path / name / "run" / file).exists() for file in written)
+        assert result.output.endswith(f"run: {', '.join(written)}\n")
+
+
+class TestStart:
+    def test_a_start_that_failed_leaves_room_for_the_next(self, tmp_path, monkeypatch):
+        dataset = sample_dataset(tmp_path)
+        config = small_config(dataset.directory)
+        with monkeypatch.context() as patch:
+            patch.setattr(TrainingModule, "training_step", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                fit(config, tmp_path / "run", accelerator="cpu")
+        corrected = small_config(dataset.directory, batch_molecules=4, max_steps=1)
+        fit(corrected, tmp_path / "run", accelerator="cpu")
+        assert read_config(tmp_path / "run" / "config.yaml") == corrected
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / "thesis.tex").touch()
+        with pytest.raises(FileExistsError, match="is not empty"):
+            fit(config, tmp_path / "other", accelerator="cpu")
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["-o", "{}/file"], "file is a file; give a directory"),
+            (["-o", "{}/file/x"], "file/x: Not a directory; check that path"),
+            (["-o", "{}/run", "--devices", "0"], "cannot train with accelerator cpu, devices 0"),
+            (["-o", "{}/run", "--devices", "-1"], "cannot train with accelerator cpu, devices -1"),
+            (["-o", "{}/run", "--accelerator", "gpu"], "cannot train with accelerator gpu, devices 1"),
+        ],
+    )
+    def test_refusals_leave_nothing(self, tmp_path, monkeypatch, arguments, message):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+        dataset = sample_dataset(tmp_path)
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(small_config(dataset.directory).model_dump(mode="json")))
+        (tmp_path / "file").touch()
+        filled = [a.format(tmp_path) for a in arguments]
+        result = CliRunner().invoke(app, ["fit", str(tmp_path / "config.yaml"), "--accelerator", "cpu", *filled])
+        assert result.exit_code == 1
+        assert message in result.output
+        assert isinstance(result.exception, SystemExit)  # no traceback
+        assert not (tmp_path / "run").exists()
 
 
 def test_weights_alone_are_enough_to_evaluate_and_go_on(tmp_path):
@@ -100,7 +157,10 @@ def test_compiled_training_takes_the_same_steps(tmp_path):
 
 def test_energies_alone(tmp_path):
     dataset = sample_dataset(tmp_path, energies_only=True, force_key=None)
-    module = fit(small_config(dataset.directory), tmp_path / "run", accelerator="cpu")
+    config = small_config(dataset.directory)
+    with pytest.raises(ConfigError, match=r"packed has no forces to train on, but loss.force_weight is 1; set to 0"):
+        fit(config, tmp_path / "run", accelerator="cpu")
+    module = fit(config.model_copy(update={"loss": LossConfig(force_weight=0.0)}), tmp_path / "run", accelerator="cpu")
     assert "force_rmse" not in module.validation_errors
     assert np.isfinite(module.validation_errors["energy_rmse"])
 
@@ -175,6 +235,13 @@ class TestForceMatching:
 
 
 class TestResume:
+    @pytest.fixture(autouse=True)
+    def as_in_a_terminal(self):
+        """Processes in which tests run may ignore Ctrl-C."""
+        former = signal.signal(signal.SIGINT, signal.default_int_handler)
+        yield
+        signal.signal(signal.SIGINT, former)
+
     @pytest.mark.parametrize("optimizer", ["adam", "muon"])
     def test_interrupted_and_resumed_equals_uninterrupted(self, tmp_path, optimizer):
         dataset = sample_dataset(tmp_path)
@@ -213,13 +280,136 @@ class TestResume:
         for name, value in weights(tmp_path / "killed").items():
             assert torch.equal(value, whole[name]), name
 
+    @pytest.mark.parametrize(("step", "number"), [(3, signal.SIGTERM), (4, signal.SIGINT), (6, signal.SIGTERM)])
+    def test_stopped_by_a_signal(self, tmp_path, monkeypatch, step, number):
+        """At the step reached, after its validation if it has one; the run goes on as if nothing had been, and at its last step it is done."""
+        dataset = sample_dataset(tmp_path)
+        config = small_config(dataset.directory, checkpoint_every=100)
+        fit(config, tmp_path / "whole", accelerator="cpu")
+        with monkeypatch.context() as patch:
+            send_at_step(patch, step, number)
+            if step < 6:
+                with pytest.raises(TrainingStopped, match=f"stopped at step {step}") as stopped:
+                    fit(config, tmp_path / "parts", accelerator="cpu")
+                assert stopped.value.exit_code == 128 + number
+                assert load_checkpoint(tmp_path / "parts" / "last.ckpt").step == step
+            else:
+                fit(config, tmp_path / "parts", accelerator="cpu")
+        fit(None, tmp_path / "parts", resume=True, accelerator="cpu")
+        assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+    def test_a_second_signal_ends_the_run_at_once(self, tmp_path, monkeypatch):
+        dataset = sample_dataset(tmp_path)
+        config = small_config(dataset.directory)
+
+        def twice(self, batch, batch_idx):
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+
+        monkeypatch.setattr(TrainingModule, "training_step", twice)
+        with pytest.raises(TrainingStopped, match="stopped at step 0") as stopped:
+            fit(config, tmp_path / "run", accelerator="cpu")
+        assert stopped.value.exit_code == 130
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    def test_the_command_says_how_to_go_on(self, tmp_path, monkeypatch):
+        dataset = sample_dataset(tmp_path)
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(small_config(dataset.directory).model_dump(mode="json")))
+        send_at_step(monkeypatch, 1, signal.SIGTERM)
+        result = CliRunner().invoke(app, ["fit", str(tmp_path / "config.yaml"), "-o", str(tmp_path / "run"), "--accelerator", "cpu"])
+        assert result.exit_code == 143
+        assert "stopped at step 1 (SIGTERM); continue with --resume" in result.output
+
+    def test_a_run_whose_checkpoint_preceded_a_validation_still_has_it(self, tmp_path, monkeypatch):
+        """A kill in the validation of a step must not lose it: step 4 is saved after it."""
+        dataset = sample_dataset(tmp_path)
+        config = small_config(dataset.directory)
+        fit(config, tmp_path / "whole", accelerator="cpu")
+        with monkeypatch.context() as patch:
+            patch.setattr(TrainingModule, "validation_step", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                fit(config, tmp_path / "parts", accelerator="cpu")
+        assert load_checkpoint(tmp_path / "parts" / "last.ckpt").step == 2
+        fit(None, tmp_path / "parts", resume=True, accelerator="cpu")
+        assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+    def test_one_process_in_a_directory(self, tmp_path):
+        dataset = sample_dataset(tmp_path)
+        config = small_config(dataset.directory)
+        program = f"""
+import os, signal
+from pathlib import Path
+from training.config import read_config
+from training.fit import fit
+from training.module import TrainingModule
+
+def killed(self, batch, batch_idx):
+    print("training", flush=True)
+    signal.pause()
+
+TrainingModule.training_step = killed
+fit(read_config(Path({str(tmp_path / "config.yaml")!r})), Path({str(tmp_path / "run")!r}), accelerator="cpu")
+"""
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+        with subprocess.Popen([sys.executable, "-W", "ignore", "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
+            try:
+                assert other.stdout.readline().strip() == "training"
+                for resume in (False, True):
+                    with pytest.raises(FileExistsError, match=r"another process trains in .*run .*database is locked"):
+                        fit(config, tmp_path / "run", resume=resume, accelerator="cpu")
+            finally:
+                other.send_signal(signal.SIGKILL)
+        fit(config, tmp_path / "run", accelerator="cpu")  # it left no step and no lock
+
     def test_refusals(self, tmp_path):
         dataset = sample_dataset(tmp_path)
         with pytest.raises(CheckpointError, match="no run to resume"):
             fit(None, tmp_path / "nothing", resume=True)
         fit(small_config(dataset.directory), tmp_path / "run", accelerator="cpu")
-        with pytest.raises(ConfigError, match="differs from"):
+        with pytest.raises(ConfigError, match=r"differs from .*run.seed was 0, now 1.*resume with that one"):
+            fit(small_config(dataset.directory, seed=1), tmp_path / "run", resume=True)
+        with pytest.raises(ConfigError, match=r"run.max_steps was 6, now 9.*warmup-cosine fell over the 6 steps.*initial_model: .*last.ckpt"):
             fit(small_config(dataset.directory, max_steps=9), tmp_path / "run", resume=True)
+        with pytest.raises(ConfigError, match=r"run.max_steps was 6, now 3.*resume with that one"):
+            fit(small_config(dataset.directory, max_steps=3), tmp_path / "run", resume=True)
+
+    def test_a_longer_run_of_a_schedule_that_does_not_know_its_end(self, tmp_path):
+        dataset = sample_dataset(tmp_path)
+        short, long = (
+            config.model_copy(update={"optimizer": OptimizerConfig(schedule="steps", milestones=(3, 7), learning_rate=5e-3)})
+            for config in (small_config(dataset.directory, max_steps=n, validate_every=3) for n in (5, 9))
+        )
+        fit(long, tmp_path / "whole", accelerator="cpu")
+        fit(short, tmp_path / "parts", accelerator="cpu")
+        fit(long, tmp_path / "parts", resume=True, accelerator="cpu")
+        assert read_config(tmp_path / "parts" / "config.yaml") == long
+        assert_same_run(tmp_path / "parts", tmp_path / "whole", validations=[3, 5, 6, 9])
+
+
+def send_at_step(patch, step: int, number: int) -> None:
+    """Have a training receive a signal within a step."""
+    whole = TrainingModule.training_step
+
+    def interrupted(self, batch, batch_idx):
+        if self.batches_seen + 1 == step:
+            os.kill(os.getpid(), number)
+        whole(self, batch, batch_idx)
+
+    patch.setattr(TrainingModule, "training_step", interrupted)
+
+
+def assert_same_run(run: Path, whole: Path, validations: list[int] | None = None) -> None:
+    """Weights and log equal those of another run, but for the steps that were validated, if these are given."""
+    expected = weights(whole)
+    for name, value in weights(run).items():
+        assert torch.equal(value, expected[name]), name
+    rows, of_whole = read_log(run / "log.csv"), read_log(whole / "log.csv")
+    if validations is None:
+        assert rows == of_whole
+        assert load_checkpoint(run / "best.ckpt").step == load_checkpoint(whole / "best.ckpt").step
+    else:
+        assert [int(r["step"]) for r in rows if r["validation_energy_rmse"]] == validations
+        assert [r for r in rows if r["loss"]] == [r for r in of_whole if r["loss"]]
 
 
 def _checkpoint_at(config, dataset, directory: Path, step: int) -> Path:
@@ -274,8 +464,8 @@ class TestNonFinite:
         with pytest.raises(NonFiniteTraining, match="step 0: 20 batches in a row were not finite"):
             fit(small_config(dataset.directory, max_steps=40), tmp_path / "run", accelerator="cpu")
 
-    @pytest.mark.parametrize("energies_only", [False, True])
-    def test_dead_networks_stop_the_run(self, tmp_path, monkeypatch, energies_only):
+    @pytest.mark.parametrize(("energies_only", "shifted"), [(False, False), (True, False), (True, True)])
+    def test_dead_networks_stop_the_run(self, tmp_path, monkeypatch, energies_only, shifted):
         """Too high a rate can push every ReLU of equation 2.9 below zero: nothing is infinite, but zeros come out for ever."""
 
         def dead(config, numbers):
@@ -286,9 +476,12 @@ class TestNonFinite:
 
         monkeypatch.setattr("training.module.build_network", dead)
         options = {"energies_only": True, "force_key": None} if energies_only else {}
+        if shifted:
+            options["self_energies"] = str(free_atoms(tmp_path))
         dataset = sample_dataset(tmp_path, validation=0.0, **options)
         reference = ReferenceConfig(channels=(3, 2), num_heads=2, num_layers=2, n_basis=4, radial_hidden=4, hidden=4)
-        config = small_config(dataset.directory, max_steps=40).model_copy(update={"network": reference})
+        loss = LossConfig(force_weight=0.0 if energies_only else 1.0)
+        config = small_config(dataset.directory, max_steps=40).model_copy(update={"network": reference, "loss": loss})
         with pytest.raises(NonFiniteTraining, match="step 20: 20 batches in a row were answered with zeros or with one energy per atom"):
             fit(config, tmp_path / "run", accelerator="cpu")
 
@@ -318,11 +511,19 @@ class TestCheckpoints:
         with pytest.raises(CheckpointError, match="no such checkpoint"):
             load_checkpoint(tmp_path / "c.ckpt")
 
+    def test_damaged_last_checkpoint(self, tmp_path):
+        dataset = sample_dataset(tmp_path)
+        fit(small_config(dataset.directory), tmp_path / "run", accelerator="cpu")
+        last, best = (tmp_path / "run" / name for name in ("last.ckpt", "best.ckpt"))
+        last.write_bytes(last.read_bytes()[:1000])
+        with pytest.raises(CheckpointError, match=r"last.ckpt: no checkpoint to go on from .*put a copy of .*best.ckpt in its place"):
+            fit(None, tmp_path / "run", resume=True, accelerator="cpu")
+        shutil.copy(best, last)
+        fit(None, tmp_path / "run", resume=True, accelerator="cpu")
+
     def test_other_data_are_refused_on_resume(self, tmp_path):
         first = sample_dataset(tmp_path)
         fit(small_config(first.directory), tmp_path / "run", accelerator="cpu")
-        import shutil
-
         shutil.rmtree(first.directory)
         sample_dataset(tmp_path, force_key=None, energies_only=True)
         with pytest.raises(DataError, match="trained on other data"):
@@ -359,6 +560,16 @@ class TestCheckpoints:
         with pytest.raises(ConfigError, match="other sizes than the network of the configuration"):
             fit(config, tmp_path / "second", accelerator="cpu")
 
+    def test_initial_model_of_other_elements_is_refused(self, tmp_path):
+        dataset = sample_dataset(tmp_path)
+        config = small_config(dataset.directory, max_steps=1)
+        fit(config, tmp_path / "first", accelerator="cpu")
+        start = str(tmp_path / "first" / "last.ckpt")
+        with pytest.raises(ConfigError, match=r"cannot learn new elements: leave molecules with S out of the data .*or start without initial_model"):
+            initial_weights(start, dataclasses.replace(config.network, elements=("H", "C", "N", "O", "S")))
+        with pytest.raises(ConfigError, match=r"has H, O; set network.elements to \[H, C, N, O\]"):
+            initial_weights(start, dataclasses.replace(config.network, elements=("H", "O")))
+
 
 class TestConfig:
     @pytest.mark.parametrize(
@@ -372,6 +583,19 @@ class TestConfig:
             ({"data": "x", "network": {"channels": [4, 4]}}, "three positive numbers"),
             ({"data": "x", "loss": {"energy_weight": 0, "force_weight": 0}}, "nothing to learn"),
             ({}, "data: Field required"),
+            ({"data": "x", "network": {"elements": ["H", "Qq"]}}, "elements must be chemical symbols such as H or Cl, at least one, got Qq"),
+            ({"data": "x", "network": {"elements": []}}, "elements must be chemical symbols .*got none"),
+            ({"data": "x", "network": {"elements": ["H", "C", "H"]}}, "elements must each be named once, got H, C, H"),
+            ({"data": "x", "network": {"num_heads": 0}}, "num_heads must be at least 1, got 0"),
+            ({"data": "x", "network": {"num_heads": -4}}, "num_heads must be at least 1, got -4"),
+            ({"data": "x", "network": {"hidden_channels": 0}}, "hidden_channels must be at least 1, got 0"),
+            ({"data": "x", "network": {"n_basis": 0}}, "n_basis must be at least 1, got 0"),
+            ({"data": "x", "network": {"hidden": 0}}, "hidden must be at least 1, got 0"),
+            ({"data": "x", "network": {"form": "reference", "num_heads": 0}}, "num_heads must be at least 1, got 0"),
+            ({"data": "x", "network": {"form": "reference", "elements": ["X"]}}, "elements must be chemical symbols"),
+            ({"data": "x", "network": {"cutoff": float("nan")}}, r"network.cutoff: Input should be a finite number \(got nan\)"),
+            ({"data": "x", "optimizer": {"learning_rate": float("inf")}}, "learning_rate: Input should be a finite number"),
+            ({"data": "x", "run": {"seed": -1}}, "run.seed: .*greater than or equal to 0"),
             (None, "top level"),
         ],
     )
@@ -385,6 +609,11 @@ class TestConfig:
         (tmp_path / "bad.yaml").write_text("a: [1")
         with pytest.raises(ConfigError, match="not valid YAML"):
             read_config(tmp_path / "bad.yaml")
+        (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\xff")
+        with pytest.raises(ConfigError, match=r"binary\.yaml: not valid YAML"):
+            read_config(tmp_path / "binary.yaml")
+        with pytest.raises(ConfigError, match=r"binary\.yaml: cannot be read as YAML"):
+            read_ablation(tmp_path / "binary.yaml")
 
     @pytest.mark.parametrize("path", sorted((ROOT / "training" / "configs").glob("*.yaml")), ids=lambda p: p.stem)
     def test_shipped_configurations_are_valid(self, path):
@@ -392,6 +621,19 @@ class TestConfig:
 
 
 class TestAblation:
+    @pytest.mark.parametrize("command", ["sweep", "ablate"])
+    def test_killed_before_the_first_checkpoint_it_goes_on(self, tmp_path, monkeypatch, command):
+        dataset = sample_dataset(tmp_path)
+        config = small_config(dataset.directory, max_steps=2, checkpoint_every=100)
+        begin = (lambda: sweep(config, tmp_path, (0.1,), accelerator="cpu")) if command == "sweep" else lambda: ablate({"a": config}, tmp_path)
+        whole = TrainingModule.training_step
+        for step in (1, 2):  # without, and with a row in the log
+            with monkeypatch.context() as patch:
+                patch.setattr(TrainingModule, "training_step", lambda self, *a, n=step: 1 / 0 if self.batches_seen + 1 == n else whole(self, *a))
+                with pytest.raises(ZeroDivisionError):
+                    begin()
+        assert [row["step"] for row in begin()] == [2]
+
     def test_variants_are_trained_alike_and_kept(self, tmp_path):
         dataset = sample_dataset(tmp_path)
         base = small_config(dataset.directory, max_steps=4).model_dump(mode="json")

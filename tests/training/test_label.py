@@ -13,6 +13,8 @@ from ase import Atoms, units
 from ase.build import molecule
 from ase.calculators.emt import EMT
 from ase.io import write
+from rdkit import Chem
+from rdkit.Chem import rdDistGeom
 from scipy.spatial.distance import cdist
 from typer.testing import CliRunner
 
@@ -51,7 +53,7 @@ def contents(path):
 
 class TestStructures:
     def test_smiles_file_and_frames(self, tmp_path):
-        (tmp_path / "list.smi").write_text("O water\n\nCO methanol\n")
+        (tmp_path / "list.smi").write_text("# two\nO water\n\nCO methanol\n")
         write(tmp_path / "two.xyz", [molecule("H2O"), molecule("CH4")])
         found = read_molecules(["C#N", str(tmp_path / "list.smi"), str(tmp_path / "two.xyz")])
         assert [m.name for m in found] == ["C#N", "O", "CO", "two.xyz#0", "two.xyz#1"]
@@ -73,11 +75,46 @@ class TestStructures:
             ("", "neither an existing file nor a SMILES"),
             ("[NH4+]", "charged or has unpaired electrons"),
             ("[CH3]", "charged or has unpaired electrons"),
+            ("*CC", r"\*CC has atoms of no element"),
         ],
     )
     def test_what_is_no_molecule(self, text, message):
         with pytest.raises(LabelError, match=message):
             read_molecules([text])
+
+    def test_records_of_sdf_and_mol(self, tmp_path):
+        def record(smiles, hydrogens=True):
+            made = Chem.AddHs(Chem.MolFromSmiles(smiles))
+            rdDistGeom.EmbedMolecule(made, randomSeed=1)
+            return Chem.MolToMolBlock(made if hydrogens else Chem.RemoveHs(made))
+
+        def written(name, *records):
+            (tmp_path / name).write_text("$$$$\n".join([*records, ""]) if name.endswith("sdf") else records[0])
+            return [str(tmp_path / name)]
+
+        ethanol, water = record("CCO"), record("O")
+        found = read_molecules(written("two.sdf", ethanol, water) + written("one.mol", ethanol))
+        assert [m.name for m in found] == ["two.sdf#0", "two.sdf#1", "one.mol#0"]
+        assert [m.atoms.get_chemical_formula() for m in found] == ["C2H6O", "H2O", "C2H6O"]
+        for name, record_, message in (
+            ("ion.sdf", record("CC(=O)[O-]"), "record 1 is charged or has unpaired electrons"),
+            ("radical.sdf", record("[CH3]"), "record 1 is charged or has unpaired electrons"),
+            ("bare.sdf", record("CCO", hydrogens=False), "record 1 lacks hydrogens"),
+            ("broken.sdf", ethanol.replace(" C ", " ? ", 1), "RDKit cannot read record 1"),
+            ("fused.sdf", ethanol.replace(ethanol.splitlines()[5], ethanol.splitlines()[4]), "record 1 .*on top of each other"),
+        ):
+            with pytest.raises(LabelError, match=message):
+                read_molecules(written(name, water, record_))
+
+    def test_charged_frames_of_a_file(self, tmp_path):
+        frames = [molecule("H2O") for _ in range(3)]
+        frames[1].info["charge"] = 1
+        write(tmp_path / "ions.xyz", frames, format="extxyz")
+        with pytest.raises(LabelError, match=r"ions\.xyz: 1 of 3 frames are charged .*frame 1 has charge=1.*remove these frames"):
+            read_molecules([str(tmp_path / "ions.xyz")])
+        write(tmp_path / "dummy.xyz", Atoms("OX", [[0, 0, 0], [0, 0, 1.5]]))
+        with pytest.raises(LabelError, match="frame 0 has atoms of no element"):
+            read_molecules([str(tmp_path / "dummy.xyz")])
 
     def test_bad_files(self, tmp_path):
         (tmp_path / "bad.xyz").write_text("3\n\nH 0 0\n")
@@ -92,6 +129,9 @@ class TestStructures:
         (tmp_path / "list.smi").write_text("CO\nC(\n")
         with pytest.raises(LabelError, match=r"list\.smi, line 2"):
             read_molecules([str(tmp_path / "list.smi")])
+        (tmp_path / "other.smi").write_bytes(b"\xff\xfe")
+        with pytest.raises(LabelError, match=r"other\.smi: no text of SMILES"):
+            read_molecules([str(tmp_path / "other.smi")])
 
 
 class TestSampling:
@@ -210,8 +250,8 @@ class TestHoldOut:
         assert report["notes"] == ["O: its formula is held out"]
         with h5py.File(tmp_path / "second.h5") as file:
             assert list(file) == ["H3N"]
-        # Almost everything goes to validation: a formula that is not in the data is judged by the same rule.
-        prepare([tmp_path / "first.h5"], tmp_path / "packed", validation=0.99)
+        # Methane is not in the data; by the same rule it would go to validation.
+        prepare([tmp_path / "first.h5"], tmp_path / "packed", validation=0.5)
         with pytest.raises(LabelError, match="no frame was labelled"):
             label(["C"], tmp_path / "third.h5", without("packed"))
 
@@ -342,6 +382,22 @@ label({INPUTS!r}, Path({str(tmp_path / "killed.h5")!r}), settings)
         with pytest.raises(LabelError, match="it is damaged"):
             label(INPUTS, tmp_path / "noise.h5", QUIET, resume=True)
 
+    def test_output_that_cannot_be_made(self, tmp_path):
+        (tmp_path / "file").touch()
+        with pytest.raises(LabelError, match=r"x\.h5\.journal: cannot be opened .*give another"):
+            label(INPUTS, tmp_path / "file" / "x.h5", QUIET)
+        (tmp_path / "x.h5.journal").mkdir()
+        with pytest.raises(LabelError, match=r"x\.h5\.journal: cannot be opened .*give another"):
+            label(INPUTS, tmp_path / "x.h5", QUIET, resume=True)
+
+    def test_fragments_without_a_geometry(self, tmp_path, monkeypatch):
+        """RDKit puts the two of most of these on top of each other."""
+        monkeypatch.setattr("training.label.run.geometries", lambda m, *_: [] if m.smiles == "O.O" else geometries(m, 1, 0))
+        report = label(["O.O", "O"], tmp_path / "x.h5", LabelSettings(**{**QUIET.__dict__, "dimers": 4}))
+        expected = "O.O: RDKit found no geometry of several fragments; give them as separate molecules, which dimers (--dimers) pair"
+        assert report["notes"][0] == expected
+        assert {note.partition(": ")[2] for note in report["notes"][1:]} == {expected}
+
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
@@ -353,6 +409,10 @@ label({INPUTS!r}, Path({str(tmp_path / "killed.h5")!r}), settings)
             ({"sampler_options": {"a": 1}}, "but no sampler"),
             ({"torsions": -1}, "torsions must be at least 0, got -1"),
             ({"contacts": (3.0, 1.0)}, "contacts must be two positive distances"),
+            ({"contacts": (1.0, float("inf"))}, "contacts must be two positive distances"),
+            ({"temperatures": (300.0, float("nan"))}, "temperatures must be positive"),
+            ({"temperatures": (float("inf"),)}, "temperatures must be positive"),
+            ({"seed": 99999999999}, r"seed must be less than 2\*\*31, RDKit's limit, got 99999999999"),
         ],
     )
     def test_bad_settings(self, changes, message):

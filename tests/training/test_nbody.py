@@ -1,7 +1,9 @@
 """The N-body experiment: the simulation against loops, the network's symmetries, a short run from trajectories to metrics."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -21,7 +23,7 @@ from training.data.frames import DataError
 from training.guard import NonFiniteTraining
 from training.nbody.data import NBodyData, TrainingStream
 from training.nbody.evaluate import evaluate_nbody
-from training.nbody.fit import NBodyConfig, fit_nbody, load_nbody, read_nbody_config
+from training.nbody.fit import NBodyConfig, NBodyModule, fit_nbody, load_nbody, read_nbody_config
 from training.nbody.network import NBodyNetworkConfig, NBodyTransformer
 from training.nbody.protocol import PROTOCOLS
 from training.nbody.simulate import INITIAL_SPEED, MAX_FORCE, N_STEPS, TIME_STEP, coulomb_forces, simulate, write_trajectories
@@ -240,6 +242,22 @@ class TestRun:
             assert torch.equal(parts[name], value), name
         logs = [[r for r in read_log(tmp_path / run / "log.csv") if r["train_mse"]] for run in ("whole", "killed")]
         assert logs[0] == logs[1]
+
+    def test_stopped_by_a_signal(self, tmp_path, trajectories, monkeypatch):
+        whole = NBodyModule.training_step
+
+        def interrupted(self, batch, batch_idx):
+            whole(self, batch, batch_idx)
+            if self.batches_seen == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        monkeypatch.setattr(NBodyModule, "training_step", interrupted)
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(self.config(trajectories / "egnn").model_dump(mode="json")))
+        run = ["-o", str(tmp_path / "run"), "--accelerator", "cpu"]
+        result = CliRunner().invoke(app, ["nbody", "fit", str(tmp_path / "config.yaml"), *run])
+        assert result.exit_code == 143
+        assert "stopped at step 3 (SIGTERM); continue with --resume" in result.output
+        assert load_nbody(tmp_path / "run" / "last.ckpt")[2] == 3
 
     def test_resuming_refuses_what_is_no_such_run(self, tmp_path, trajectories):
         with pytest.raises(CheckpointError, match="no run to resume"):

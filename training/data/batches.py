@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from ase.data import atomic_numbers as NUMBER_OF_SYMBOL
+from ase.data import chemical_symbols
 from torch import Tensor
 
 from training.data.frames import DataError
@@ -157,7 +158,11 @@ class Collator:
         self.self_energies = dataset.self_energies()
         unknown = [s for s in dataset.metadata["elements"] if self.species_of[NUMBER_OF_SYMBOL[s]] < 0]
         if unknown:
-            raise DataError(f"the data hold {', '.join(unknown)}, which the network does not know; add them to network.elements")
+            known = ", ".join(chemical_symbols[z] for z in atomic_numbers)
+            raise DataError(
+                f"the data hold {', '.join(unknown)}, which the network does not know (it knows {known}): leave those molecules out; "
+                "a training that starts from random weights learns them where network.elements names them, a trained model cannot"
+            )
 
     def __call__(self, frames: np.ndarray) -> Batch:
         """Batch of the frames with these indices."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from ase.io import iread
 
-from training.data.frames import DataError, FrameBlock, ReadReport, hill_formula, keep_finite
+from training.data.frames import DataError, FrameBlock, ReadReport, charge_or_spin, hill_formula, keep_finite
 from training.units import energy_factor, force_factor
 
 
@@ -20,8 +20,7 @@ def read_extxyz(
 ) -> Iterator[FrameBlock]:
     """Stream an extended XYZ file; frames of isolated atoms become self-energies.
 
-    A frame is an isolated atom if it has one atom and its ``config_type`` says so (``IsolatedAtom``), or if it has one atom
-    and the file is asked for forces, which a lone atom cannot teach.
+    A frame of one atom is an isolated atom, whose forces a file need not give.
 
     Parameters
     ----------
@@ -40,10 +39,11 @@ def read_extxyz(
     Raises
     ------
     DataError
-        For a missing label, a periodic frame, or a file that ASE cannot parse (with the number of the frame).
+        For a missing label, a periodic frame, an isolated atom whose energy is not finite, or a file that ASE cannot parse (with the number of
+        the frame); at the end of a file, if it says that frames are charged or have unpaired electrons (with their number).
     """
     e_factor, f_factor = energy_factor(energy_unit), force_factor(force_unit)
-    number = -1
+    number, refused = -1, list[str]()
     try:
         # ASE moves the standard names into a calculator; ask for plain access through both doors.
         for number, atoms in enumerate(iread(path, index=":", format="extxyz")):
@@ -52,11 +52,17 @@ def read_extxyz(
             if energy is None:
                 held = sorted({*atoms.info, *results})
                 raise DataError(f"{path}: frame {number} has no energy {energy_key!r}; it holds {', '.join(held) or 'none'}. Name the right key.")
-            if len(atoms) == 1:
-                report.isolated_atoms[int(atoms.numbers[0])] = float(energy) * e_factor
-                continue
             if atoms.pbc.any():
                 raise DataError(f'{path}: frame {number} is periodic; training data must be molecules or clusters (pbc="F F F")')
+            state = charge_or_spin(atoms.info, len(atoms))
+            if state is not None:
+                refused.append(f"frame {number} has {state}")
+                continue
+            if len(atoms) == 1:
+                if not np.isfinite(float(energy)):
+                    raise DataError(f"{path}: frame {number}, an isolated {atoms.symbols[0]}, has the energy {energy}; remove or correct it")
+                report.isolated_atom(int(atoms.numbers[0]), float(energy) * e_factor, f"{path}, frame {number},")
+                continue
             forces = None
             if force_key is not None:
                 forces = atoms.arrays.get(force_key, results.get(force_key))
@@ -85,3 +91,8 @@ def read_extxyz(
         raise DataError(f"{path}: cannot read frame {number + 1} as extended XYZ ({error})") from error
     if number < 0:
         raise DataError(f"{path}: holds no frame")
+    if refused:
+        raise DataError(
+            f"{path}: {len(refused)} of {number + 1} frames are charged or have unpaired electrons, the first: {refused[0]}; "
+            "models know neither charge nor spin: remove these frames"
+        )

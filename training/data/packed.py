@@ -9,6 +9,7 @@
     energies.bin         (n_frames,) float64 total energies, eV
     offsets.bin          (n_frames + 1,) int64, first atom of each frame
     formula_index.bin    (n_frames,) int32 into metadata["formulas"]
+    split.bin            (n_frames,) uint8 into SPLITS; only of data that are split frame by frame
 """
 
 import hashlib
@@ -25,6 +26,8 @@ from training.data.frames import DataError, FrameBlock
 from training.data.self_energy import SelfEnergyFit, check_residual, require_all_elements
 
 FORMAT_VERSION = 1
+#: eV per square root of an atom. As many frames as compositions are fitted without a residual, and nothing can be divided by that.
+LEAST_ENERGY_SPREAD = 1e-3
 SPLITS = ("train", "validation", "test")
 
 _ARRAYS: dict[str, tuple[type, tuple[int, ...]]] = {
@@ -34,6 +37,7 @@ _ARRAYS: dict[str, tuple[type, tuple[int, ...]]] = {
     "energies": (np.float64, ()),
     "offsets": (np.int64, ()),
     "formula_index": (np.int32, ()),
+    "split": (np.uint8, ()),
 }
 
 
@@ -56,18 +60,39 @@ def split_of(formula: str, fractions: dict[str, float], seed: int) -> str:
     return "validation" if x < fractions.get("test", 0.0) + fractions.get("validation", 0.0) else "train"
 
 
-def split_frames(n_frames: int, fractions: dict[str, float], seed: int) -> dict[str, np.ndarray]:
-    """Split frames one by one, as data of a single molecule must be: random, exact in number, a function of the seed alone.
+def split_frames(identities: np.ndarray, fractions: dict[str, float], seed: int, fill: bool = True) -> np.ndarray:
+    """Split frames one by one, as data of a single molecule must be: at random, a function of the seed; copies of a frame go together.
+
+    Parameters
+    ----------
+    identities : ndarray
+        ``(n_frames,)`` numbers, equal for equal frames only.
+    fractions : dict
+        ``validation`` and ``test`` fractions of the distinct frames; the rest is ``train``.
+    seed : int
+        Of the draw.
+    fill : bool
+        Give each split with a fraction above zero a frame, as long as there are enough of them.
 
     Returns
     -------
-    dict
-        Ascending indices of each of `SPLITS`.
+    ndarray
+        ``(n_frames,)`` uint8 index into `SPLITS`.
     """
-    order = np.random.default_rng(seed).permutation(n_frames)
-    test = round(fractions.get("test", 0.0) * n_frames)
-    held = test + round(fractions.get("validation", 0.0) * n_frames)
-    return {"train": np.sort(order[held:]), "validation": np.sort(order[test:held]), "test": np.sort(order[:test])}
+    _, first, which = np.unique(identities, return_index=True, return_inverse=True)
+    n = len(first)
+    counts = {split: round(fractions.get(split, 0.0) * n) for split in ("test", "validation")}
+    if fill:
+        counts = {split: max(count, 1) if fractions.get(split, 0.0) > 0 else count for split, count in counts.items()}
+        while sum(counts.values()) >= n:  # something must be left to train on
+            counts[max(counts, key=lambda split: counts[split])] -= 1
+    # Distinct frames are numbered as they first come, so that data without copies are split as if nobody had looked for them.
+    order = np.argsort(first, kind="stable")[np.random.default_rng(seed).permutation(n)]
+    held, of_distinct = 0, np.full(n, SPLITS.index("train"), dtype=np.uint8)
+    for split, count in counts.items():
+        of_distinct[order[held : held + count]] = SPLITS.index(split)
+        held += count
+    return of_distinct[which]
 
 
 def _statistics(count: int, total: float, total_square: float) -> dict[str, float]:
@@ -100,7 +125,7 @@ class PackedWriter:
             shutil.rmtree(self._partial)
         self._partial.mkdir(parents=True)
         self.with_forces = with_forces
-        names = [n for n in _ARRAYS if n != "forces" or with_forces]
+        names = [n for n in _ARRAYS if n != "split" and (n != "forces" or with_forces)]
         self._files: dict[str, BinaryIO] = {n: open(self._partial / f"{n}.bin", "wb") for n in names}  # noqa: SIM115
         self._formulas: dict[str, int] = {}
         self._frames_of: list[int] = []
@@ -175,7 +200,8 @@ class PackedWriter:
         Raises
         ------
         DataError
-            If nothing was written, an element has no self-energy or the residual is absurd. The partial data are removed.
+            If nothing was written, nothing is left to train on, an element has no self-energy or the residual is absurd. The partial data
+            are removed.
         """
         for file in self._files.values():
             file.close()
@@ -191,22 +217,31 @@ class PackedWriter:
                 statistics["force_rms"] = float(np.sqrt(self._force_square / (3 * self._n_atoms)))
             formulas = {f: split_of(f, fractions, seed) for f in self._formulas}
             if split_by == "frame":
-                frames_in = {s: len(found) for s, found in split_frames(self._n_frames, fractions, seed).items()}
+                split = split_frames(self._identities(), fractions, seed)
+                (self._partial / "split.bin").write_bytes(split.tobytes())
+                frames_in = {s: int((split == i).sum()) for i, s in enumerate(SPLITS)}
             else:
                 frames_in = {s: sum(n for n, f in zip(self._frames_of, formulas, strict=True) if formulas[f] == s) for s in SPLITS}
+            if not frames_in["train"]:
+                raise DataError(
+                    f"the split leaves no frame to train on: of {len(formulas)} formulas all are held out (validation, test: {fractions}); "
+                    "give other fractions or another seed, or split few molecules frame by frame, with --split-by frame"
+                )
             metadata = {
                 "format_version": FORMAT_VERSION,
                 "units": {"length": "Angstrom", "energy": "eV", "force": "eV/Angstrom"},
                 "n_frames": self._n_frames,
                 "n_atoms": self._n_atoms,
                 "elements": [chemical_symbols[z] for z in self._fit.elements],
-                "self_energies": {chemical_symbols[z]: table[z] for z in self._fit.elements},
+                # Those of elements that these data lack, too: a model that starts from another knows them.
+                "self_energies": {chemical_symbols[z]: table[z] for z in sorted(table)},
                 "self_energies_origin": origin,
                 "statistics": statistics,
                 "with_forces": self.with_forces,
                 "formulas": list(formulas),
                 "split_by": split_by,
                 "splits": formulas if split_by == "formula" else None,
+                "with_split_array": split_by == "frame",
                 "split_fractions": fractions,
                 "split_seed": seed,
                 "split_frames": frames_in,
@@ -219,6 +254,18 @@ class PackedWriter:
             self.discard()
             raise
         return PackedDataset(self.directory)
+
+    def _identities(self) -> np.ndarray:
+        """A number for each frame, ``(n_frames,)`` uint64, from a hash of its elements and its coordinates."""
+        numbers = np.memmap(self._partial / "numbers.bin", dtype=np.uint8, mode="r")
+        coordinates = np.memmap(self._partial / "coordinates.bin", dtype=np.float32, mode="r").reshape(-1, 3)
+        offsets = np.memmap(self._partial / "offsets.bin", dtype=np.int64, mode="r")
+        out = np.zeros(self._n_frames, dtype=np.uint64)
+        for i in range(self._n_frames):
+            atoms = slice(offsets[i], offsets[i + 1])
+            digest = hashlib.sha256(numbers[atoms].tobytes() + coordinates[atoms].tobytes()).digest()
+            out[i] = int.from_bytes(digest[:8], "big")
+        return out
 
     def _energy_statistics(self, table: dict[int, float]) -> dict[str, Any]:
         """Mean and standard deviation of energies with and without self-energies (the thesis' Table 3.1), eV."""
@@ -268,6 +315,8 @@ class PackedDataset:
         Contents of ``metadata.json``.
     offsets, numbers, coordinates, energies, forces, formula_index : ndarray
         The arrays of the module's docstring; `forces` is None without forces.
+    split : ndarray or None
+        Of data that are split frame by frame, ``(n_frames,)`` index into `SPLITS`.
 
     Raises
     ------
@@ -293,6 +342,12 @@ class PackedDataset:
         self.energies = self._map("energies", n_frames)
         self.formula_index = self._map("formula_index", n_frames)
         self.forces = self._map("forces", n_atoms) if self.metadata["with_forces"] else None
+        self.split = None
+        if self.metadata.get("with_split_array"):
+            self.split = self._map("split", n_frames)
+        elif self.metadata.get("split_by") == "frame":
+            # Packed before copies were looked for; models were trained with that split.
+            self.split = split_frames(np.arange(n_frames), self.metadata["split_fractions"], self.metadata["split_seed"], fill=False)
 
     def _map(self, name: str, length: int) -> np.ndarray:
         dtype, shape = _ARRAYS[name]
@@ -312,14 +367,51 @@ class PackedDataset:
             return np.arange(len(self))
         if split not in SPLITS:
             raise DataError(f"split must be one of {', '.join(SPLITS)} or all, got {split!r}")
-        if self.metadata.get("split_by") == "frame":
-            return split_frames(len(self), self.metadata["split_fractions"], self.metadata["split_seed"])[split]
+        if self.split is not None:
+            return np.flatnonzero(self.split == SPLITS.index(split))
         chosen = np.array([self.metadata["splits"][f] == split for f in self.metadata["formulas"]])
         return np.flatnonzero(chosen[self.formula_index])
 
     def formula(self, frame: int) -> str:
         """Formula of one frame."""
         return str(self.metadata["formulas"][self.formula_index[frame]])
+
+    def _residuals(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Energies of frames relative to the self-energies ``(n_frames,)`` eV, counts of each atomic number in each formula, and their formulas."""
+        _, first = np.unique(self.formula_index, return_index=True)
+        counts = np.array([np.bincount(self.numbers[self.offsets[f] : self.offsets[f + 1]], minlength=256) for f in first], dtype=np.float64)
+        of_frame = self.formula_index[frames]
+        return self.energies[frames] - (counts @ self.self_energies())[of_frame], counts, of_frame
+
+    def energy_shift(self) -> np.ndarray:
+        """Energy in eV at each atomic number that a network had best start with, ``(256,)`` float64.
+
+        Against free atoms, molecules are bound by several eV per atom. Least squares over the training frames, of minimum norm where compositions
+        do not determine it; zero where the self-energies are such a fit already.
+        """
+        frames = self.indices("train")
+        if self.metadata["self_energies_origin"] == "least squares" or len(frames) == 0:
+            return np.zeros(256)
+        residuals, counts, of_frame = self._residuals(frames)
+        n_frames = np.bincount(of_frame, minlength=len(counts))
+        weight = np.sqrt(n_frames)  # one row for each formula, as if each of its frames had one
+        mean = np.bincount(of_frame, residuals, minlength=len(counts)) / np.maximum(n_frames, 1)
+        return np.linalg.lstsq(weight[:, None] * counts, weight * mean, rcond=1e-9)[0]
+
+    def energy_spread(self, shift: np.ndarray) -> float:
+        """Root mean square of the energies relative to self-energies and `shift`, eV per square root of an atom, at least `LEAST_ENERGY_SPREAD`.
+
+        Parameters
+        ----------
+        shift : ndarray
+            ``(256,)`` eV at each atomic number.
+        """
+        frames = self.indices("train")
+        if not shift.any() or len(frames) == 0:
+            return max(self.metadata["statistics"]["residual_per_sqrt_atom"]["rms"], LEAST_ENERGY_SPREAD)
+        residuals, counts, of_frame = self._residuals(frames)
+        square = np.square(residuals - (counts @ shift)[of_frame]) / counts.sum(1)[of_frame]
+        return max(float(np.sqrt(square.mean())), LEAST_ENERGY_SPREAD)
 
     def self_energies(self) -> np.ndarray:
         """Self-energy in eV at each atomic number, ``(256,)`` float64."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from ase.data import atomic_numbers as NUMBER_OF_SYMBOL
 from ase.data import chemical_symbols
 
@@ -61,16 +62,20 @@ def read_self_energy_table(path: Path) -> dict[int, float]:
     Raises
     ------
     DataError
-        If the file is no such table, or the directory no packed data set.
+        If the file is no such table, holds what is not finite, or the directory is no packed data set.
     """
     if path.is_dir():
         return {NUMBER_OF_SYMBOL[symbol]: energy for symbol, energy in PackedDataset(path).metadata["self_energies"].items()}
     try:
         table = json.loads(path.read_text())
         factor = energy_factor(table.pop("unit"))
-        return {NUMBER_OF_SYMBOL[symbol]: float(value) * factor for symbol, value in table.items()}
+        energies = {NUMBER_OF_SYMBOL[symbol]: float(value) * factor for symbol, value in table.items()}
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise DataError(f'{path}: expected a JSON table such as {{"unit": "Hartree", "H": -0.60, "C": -38.08}}; got an error: {error!r}') from None
+    strange = [chemical_symbols[z] for z, energy in energies.items() if not np.isfinite(energy)]
+    if strange:
+        raise DataError(f"{path}: the self-energies of {', '.join(strange)} are not finite numbers; correct the table")
+    return energies
 
 
 def _moved_to_level(block: FrameBlock, own: "LevelShift", target: "LevelShift") -> FrameBlock:
@@ -99,6 +104,7 @@ def prepare(
     seed: int = 0,
     split_by: str = "formula",
     align_to: "ModelReference | None" = None,
+    level_of_theory: str | None = None,
     progress: Callable[[str, int], None] | None = None,
 ) -> PackedDataset:
     """Pack data files for training.
@@ -110,7 +116,7 @@ def prepare(
     output : Path
         Directory to make.
     layout, energy_key, force_key, energy_unit, force_unit, energies_only
-        See `open_blocks`. The ANI-1 layout implies energies alone.
+        See `open_blocks`. The ANI-1 layout implies energies alone; it is packed with others only if that is asked for.
     self_energies : str
         ``auto`` (isolated-atom frames if there are any, else least squares), ``least-squares``, ``isolated-atoms``, the path of
         a JSON table, or that of a packed data set, whose self-energies are taken: for data that a model trained on it is to go on with.
@@ -124,6 +130,8 @@ def prepare(
         A model whose energies tell how the levels of theory of the files differ. The energies of all are shifted, per element, to the level
         of the first, and the self-energies are those to which the model's energies are relative at that level: what a model that starts
         from it needs. `self_energies` must then be ``auto``.
+    level_of_theory : str, optional
+        Origin of the labels, for those who use the model; by default what the files say.
     progress : callable, optional
         Called with the file's name and the number of frames written so far.
 
@@ -146,7 +154,13 @@ def prepare(
     if split_by not in ("formula", "frame"):
         raise DataError(f"split_by must be formula or frame, got {split_by!r}")
     kinds = {(detect_layout(p) if layout == "auto" else layout) for p in inputs if p.is_file()}
-    with_forces = not energies_only and "ani1" not in kinds
+    if "ani1" in kinds and len(kinds) > 1 and not energies_only:
+        without = ", ".join(str(p) for p in inputs if p.is_file() and detect_layout(p) == "ani1")
+        raise DataError(
+            f"{without} has no forces (ANI-1 layout), the other files do; leave it out to train on forces, or leave the forces of all out, with "
+            "--energies-only"
+        )
+    with_forces = not energies_only and kinds != {"ani1"}
     if align_to is not None and self_energies != "auto":
         raise DataError(f"a model to align to brings its self-energies; self_energies must be auto, got {self_energies!r}")
     report = ReadReport()
@@ -179,6 +193,12 @@ def prepare(
         if not table:
             writer.discard()
             raise DataError("no isolated-atom frame in the input; add the file that holds them, or use least squares or a table")
+        if report.contradictions:
+            writer.discard()
+            raise DataError(
+                f"isolated atoms contradict each other: {report.contradictions[0]}; remove the wrong one, or choose other self-energies "
+                "(--self-energies least-squares, or a table)"
+            )
     elif self_energies not in ("auto", "least-squares"):
         try:
             table, origin = read_self_energy_table(Path(self_energies)), "table"
@@ -190,5 +210,6 @@ def prepare(
     if align_to is not None:
         extra["aligned_to"] = align_to.name
         extra["level_shifts"] = [_described(path, shift) for path, shift in shifts.items()]
-    extra["isolated_atoms"] = {chemical_symbols[z]: e for z, e in report.isolated_atoms.items()}
+    if level_of_theory is not None:
+        extra["level_of_theory"] = level_of_theory
     return writer.close(table, origin, {"validation": validation, "test": test}, seed, extra, split_by)

@@ -63,7 +63,7 @@ def check_residual(mean_per_atom: float, std_per_atom: float, origin: str) -> No
     DataError
         With the numbers and the usual reasons.
     """
-    if abs(mean_per_atom) > MAX_MEAN_PER_ATOM or std_per_atom > MAX_STD_PER_ATOM:
+    if not (abs(mean_per_atom) <= MAX_MEAN_PER_ATOM and std_per_atom <= MAX_STD_PER_ATOM):  # what is not a number is refused, too
         raise DataError(
             f"after subtracting self-energies ({origin}) the energies are {mean_per_atom:.2f} +- {std_per_atom:.2f} eV per atom; "
             f"expected |mean| below {MAX_MEAN_PER_ATOM} and deviation below {MAX_STD_PER_ATOM}. "

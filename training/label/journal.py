@@ -66,7 +66,7 @@ class Journal:
     Raises
     ------
     LabelError
-        If there is a journal and `resume` is False, or none and it is True; if its settings differ; if it is damaged or in use.
+        If there is a journal and `resume` is False, or none and it is True; if its settings differ; if it is damaged, in use or cannot be made.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], resume: bool) -> None:
@@ -74,9 +74,12 @@ class Journal:
             if resume:
                 raise LabelError(f"{path} does not exist: there is no run to resume; start without --resume")
             raise LabelError(f"{path} holds an unfinished run; continue it with --resume, or remove the file to start anew")
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._db = sqlite3.connect(path, isolation_level=None, timeout=1.0)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path, isolation_level=None, timeout=1.0)
+        except (OSError, sqlite3.Error) as error:
+            raise LabelError(f"{path}: cannot be opened ({error}); the output must be in a directory that can be written, give another") from None
         try:
             # One writer: a second process would label every frame again.
             self._db.execute("PRAGMA locking_mode = EXCLUSIVE")

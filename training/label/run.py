@@ -93,9 +93,12 @@ class LabelSettings:
             least = 1 if name == "conformers" else 0
             if getattr(self, name) < least:
                 raise LabelError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if any(getattr(self, name) for name in sampled) and (not self.temperatures or min(self.temperatures) <= 0):
+        if self.seed >= 2**31:
+            raise LabelError(f"seed must be less than 2**31, RDKit's limit, got {self.seed}")
+        hot = bool(self.temperatures) and all(0 < t < np.inf for t in self.temperatures)
+        if any(getattr(self, name) for name in sampled) and not hot:
             raise LabelError(f"temperatures must be positive (K) and at least one, got {list(self.temperatures)}")
-        if not 0 < self.contacts[0] <= self.contacts[1]:
+        if not 0 < self.contacts[0] <= self.contacts[1] < np.inf:
             raise LabelError(f"contacts must be two positive distances (Angstrom), the smaller one first, got {list(self.contacts)}")
         if self.sampler is None and self.sampler_options:
             raise LabelError("options for a sampler were given, but no sampler")
@@ -230,7 +233,7 @@ def _of_molecule(
     """Candidates of one molecule, a note if something is missing, and whether the sampler failed."""
     starts = geometries(molecule, settings.conformers, settings.seed)
     candidates = [Candidate(molecule.name, "conformer" if molecule.smiles else "input", atoms) for atoms in starts]
-    note = None if starts else f"{molecule.name}: RDKit found no geometry"
+    note = None if starts else _no_geometry(molecule)
     failed = False
     for atoms in starts:
         for temperature in settings.temperatures:
@@ -253,12 +256,18 @@ def _of_molecule(
     return candidates, note, failed
 
 
+def _no_geometry(molecule: Molecule) -> str:
+    if "." in (molecule.smiles or ""):
+        return f"{molecule.name}: RDKit found no geometry of several fragments; give them as separate molecules, which dimers (--dimers) pair"
+    return f"{molecule.name}: RDKit found no geometry"
+
+
 def _dimer(molecules: list[Molecule], settings: LabelSettings, rng: np.random.Generator) -> tuple[list[Candidate], str | None]:
     pair = [molecules[i] for i in rng.integers(len(molecules), size=2)]
     choices = [geometries(m, settings.conformers, settings.seed) for m in pair]
     name = " + ".join(m.name for m in pair)
     if not all(choices):
-        return [], f"{name}: RDKit found no geometry"
+        return [], f"{name}: {_no_geometry(pair[0] if not choices[0] else pair[1])}"
     first, second = (c[rng.integers(len(c))] for c in choices)
     atoms = random_dimer(first, second, settings.contacts, rng)
     return ([Candidate(name, "dimer", atoms)], None) if is_plausible(atoms) else ([], f"{name}: the two collide")

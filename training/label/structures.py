@@ -12,10 +12,12 @@ from rdkit import Chem, rdBase
 from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
 from scipy.spatial.distance import pdist
 
+from training.data.frames import charge_or_spin
 from training.label.errors import LabelError
 
 #: Pairs closer than this part of the sum of their covalent radii are no molecule: H-H 0.37, C-H 0.64, C-C 0.91 Angstrom.
 CLOSEST_CONTACT = 0.6
+_IMPLAUSIBLE = "has no atoms, coordinates that are not finite, or atoms on top of each other"
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,14 @@ class Molecule:
 
 
 def read_molecules(inputs: list[str]) -> list[Molecule]:
-    """Molecules of SMILES texts, ``.smi`` files (a SMILES at the beginning of each line) and structure files that ASE reads, all frames.
+    """Molecules of SMILES texts, ``.smi`` files (a SMILES at the beginning of each line, but for those that begin with #) and structure files, all frames.
+
+    RDKit reads ``.sdf`` and ``.mol``, which tell of charges and radicals, ASE the rest.
 
     Raises
     ------
     LabelError
-        For input that is none of these, a periodic frame, or a charged or open-shell SMILES.
+        For input that is none of these, a periodic frame, a charged or open-shell molecule, or one with atoms of no element.
     """
     molecules: list[Molecule] = []
     for text in inputs:
@@ -54,8 +58,14 @@ def read_molecules(inputs: list[str]) -> list[Molecule]:
         if not path.is_file():
             molecules.append(_from_smiles(text, f"{text!r} is neither an existing file nor a SMILES"))
         elif path.suffix.lower() == ".smi":
-            lines = [line.split() for line in path.read_text().splitlines()]
-            molecules.extend(_from_smiles(line[0], f"{path}, line {i + 1}: {line[0]!r} is no SMILES") for i, line in enumerate(lines) if line)
+            try:
+                lines = [line.split() for line in path.read_text().splitlines()]
+            except UnicodeDecodeError as error:
+                raise LabelError(f"{path}: no text of SMILES ({error})") from None
+            texts = [(i + 1, line[0]) for i, line in enumerate(lines) if line and not line[0].startswith("#")]
+            molecules.extend(_from_smiles(smiles, f"{path}, line {i}: {smiles!r} is no SMILES") for i, smiles in texts)
+        elif path.suffix.lower() in (".sdf", ".mol"):
+            molecules.extend(_from_mol_blocks(path))
         else:
             molecules.extend(_from_file(path))
     if not molecules:
@@ -68,10 +78,38 @@ def _from_smiles(smiles: str, complaint: str) -> Molecule:
         parsed = Chem.MolFromSmiles(smiles) if smiles else None
     if parsed is None or parsed.GetNumAtoms() == 0:
         raise LabelError(f"{complaint} that RDKit understands")
-    if Chem.GetFormalCharge(parsed) or any(atom.GetNumRadicalElectrons() for atom in parsed.GetAtoms()):
-        raise LabelError(f"{smiles} is charged or has unpaired electrons; models know neither charge nor spin: give neutral closed-shell molecules")
+    _require_neutral_closed_shell(parsed, smiles)
     symbols = frozenset(atom.GetSymbol() for atom in Chem.AddHs(parsed).GetAtoms())
     return Molecule(smiles, symbols, smiles=smiles)
+
+
+def _require_neutral_closed_shell(molecule: Chem.Mol, name: str) -> None:
+    if any(atom.GetAtomicNum() == 0 for atom in molecule.GetAtoms()):
+        raise LabelError(f"{name} has atoms of no element (*); give a whole molecule, every atom of it named")
+    if Chem.GetFormalCharge(molecule) or any(atom.GetNumRadicalElectrons() for atom in molecule.GetAtoms()):
+        raise LabelError(f"{name} is charged or has unpaired electrons; models know neither charge nor spin: give neutral closed-shell molecules")
+
+
+def _from_mol_blocks(path: Path) -> list[Molecule]:
+    """All records of an SDF or MOL file, with their geometries."""
+    try:
+        with rdBase.BlockLogs():
+            records = list(Chem.SDMolSupplier(str(path), removeHs=False))
+    except OSError as error:
+        raise LabelError(f"{path}: RDKit cannot read it ({error})") from None
+    molecules = []
+    for i, record in enumerate(records):
+        name = f"{path.name}#{i}"
+        if record is None:
+            raise LabelError(f"{path}: RDKit cannot read record {i} as a molecule; correct or remove it")
+        _require_neutral_closed_shell(record, f"{path}: record {i}")
+        if any(atom.GetTotalNumHs() for atom in record.GetAtoms()):
+            raise LabelError(f"{path}: record {i} lacks hydrogens; give structures with all atoms, or SMILES")
+        atoms = Atoms([atom.GetAtomicNum() for atom in record.GetAtoms()], record.GetConformer().GetPositions())
+        if not is_plausible(atoms):
+            raise LabelError(f"{path}: record {i} {_IMPLAUSIBLE}")
+        molecules.append(Molecule(name, frozenset(atoms.get_chemical_symbols()), atoms=atoms))
+    return molecules
 
 
 def _from_file(path: Path) -> list[Molecule]:
@@ -83,7 +121,15 @@ def _from_file(path: Path) -> list[Molecule]:
         if atoms.pbc.any():
             raise LabelError(f"{path}: frame {i} is periodic; training data must be molecules or clusters")
         if not is_plausible(atoms):
-            raise LabelError(f"{path}: frame {i} has no atoms, coordinates that are not finite, or atoms on top of each other")
+            raise LabelError(f"{path}: frame {i} {_IMPLAUSIBLE}")
+        if not atoms.numbers.all():
+            raise LabelError(f"{path}: frame {i} has atoms of no element (X); give a whole molecule, every atom of it named")
+    states = [(i, state) for i, atoms in enumerate(frames) if (state := charge_or_spin(atoms.info, len(atoms))) is not None]
+    if states:
+        raise LabelError(
+            f"{path}: {len(states)} of {len(frames)} frames are charged or have unpaired electrons, the first: frame {states[0][0]} has "
+            f"{states[0][1]}; models know neither charge nor spin: remove these frames"
+        )
     return [Molecule(f"{path.name}#{i}", frozenset(a.get_chemical_symbols()), atoms=Atoms(a.numbers, a.positions)) for i, a in enumerate(frames)]
 
 

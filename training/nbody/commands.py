@@ -52,9 +52,13 @@ def fit_command(
     """Train a network, or continue an interrupted training."""
     from training.guard import NonFiniteTraining
     from training.nbody.fit import fit_nbody, read_nbody_config
+    from training.run import TrainingStopped
 
     try:
         module = fit_nbody(None if config is None else read_nbody_config(config), output, resume, accelerator)
+    except TrainingStopped as stopped:
+        Console(stderr=True).print(f"{stopped}; continue with --resume", highlight=False, soft_wrap=True)
+        raise typer.Exit(stopped.exit_code) from None
     except (ValueError, OSError, NonFiniteTraining) as error:
         raise _fail(error) from None
     if module.bad_batches:

@@ -62,7 +62,7 @@ def read_nbody_config(path: Path) -> NBodyConfig:
     """Read a YAML file; raises `training.config.ConfigError` like `training.config.read_config`."""
     try:
         raw = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from None
     return validated(NBodyConfig, raw, str(path))
 
