@@ -43,7 +43,7 @@ class Molecule:
 
 
 def read_molecules(inputs: list[str]) -> list[Molecule]:
-    """Molecules of SMILES texts, ``.smi`` files (a SMILES at the beginning of each line, but for those that begin with #) and structure files, all frames.
+    """Molecules of SMILES texts, ``.smi`` files (a SMILES at the beginning of each line but comments) and structure files, all frames.
 
     RDKit reads ``.sdf`` and ``.mol``, which tell of charges and radicals, ASE the rest.
 
