@@ -220,7 +220,7 @@ class TrainingModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add all that resuming and exporting need."""
-        keep = ["elements", "self_energies_origin", "statistics", "sha256", "sources", "level_of_theory", "split_seed", "split_fractions"]
+        keep = ["elements", "self_energies_origin", "statistics", "sha256", "sources", "level_of_theory", "split_by", "split_seed", "split_fractions"]
         checkpoint["openmm_se3"] = {
             "config": self.config.model_dump(mode="json"),
             "data": {k: self.dataset.metadata.get(k) for k in keep} | {"self_energies": self.self_energies},
@@ -233,6 +233,15 @@ class TrainingModule(lightning.LightningModule):
         ours = checkpoint["openmm_se3"]
         if ours["data"]["sha256"] != self.dataset.metadata["sha256"]:
             raise DataError("the checkpoint was trained on other data than configured; resume with the same packed data set")
+        kept, now = ({k: data.get(k) for k in ("split_by", "split_seed", "split_fractions")} for data in (ours["data"], self.dataset.metadata))
+        tables = ours["data"]["self_energies"], self.dataset.metadata["self_energies"]
+        for symbol in tables[0].keys() & tables[1].keys():  # a start model may have added others
+            kept[symbol], now[symbol] = (round(table[symbol], 6) for table in tables)
+        changed = [f"{k} was {kept[k]}, now {now[k]}" for k in kept if kept[k] != now[k] and (k in ours["data"] or k in tables[0])]
+        if changed:
+            raise DataError(
+                f"the data were prepared anew since the checkpoint was written: {'; '.join(changed)}; prepare them as they were, or start a new run"
+            )
         self.self_energies = ours["data"]["self_energies"]
         self.batches_seen = ours["batches_seen"]
         self.bad_batches = ours["bad_batches"]

@@ -529,6 +529,18 @@ class TestCheckpoints:
         with pytest.raises(DataError, match="trained on other data"):
             fit(None, tmp_path / "run", resume=True, accelerator="cpu")
 
+    @pytest.mark.parametrize("change", [{"seed": 7}, {"test": 0.3}, {"self_energies": "table"}])
+    def test_the_same_frames_prepared_otherwise_are_refused_on_resume(self, tmp_path, change):
+        """Another split would validate with frames that were trained on."""
+        first = sample_dataset(tmp_path)
+        fit(small_config(first.directory), tmp_path / "run", accelerator="cpu")
+        if "self_energies" in change:
+            change = {"self_energies": str(free_atoms(tmp_path))}
+        shutil.rmtree(first.directory)
+        sample_dataset(tmp_path, **change)
+        with pytest.raises(DataError, match=r"prepared anew since the checkpoint was written: (split_seed|split_fractions|[HCNO]) was"):
+            fit(None, tmp_path / "run", resume=True, accelerator="cpu")
+
     @pytest.mark.parametrize(("kind", "killed"), [("last.ckpt", False), ("model.pt", False), ("last.ckpt", True)])
     def test_initial_model_starts_from_its_weights(self, tmp_path, kind, killed):
         """Also where the run was killed before its first checkpoint."""
