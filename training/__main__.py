@@ -101,6 +101,9 @@ def prepare_command(
         console.print(f"force components: root mean square {m['statistics']['force_rms'] * KCAL_PER_MOL_PER_EV:.3f} kcal/mol/Å", highlight=False)
     listed = ", ".join(f"{s} {e:.6f}" for s, e in m["self_energies"].items())
     console.print(f"self-energies in eV ({m['self_energies_origin']}): {listed}", highlight=False)
+    if not m["self_energies_determined"]:
+        note = "the formulas are too few to tell the elements apart: these self-energies mean something in sums alone"
+        console.print(f"{note}; give others by --self-energies or --align-to", style="bold yellow", highlight=False)
     frames = ", ".join(f"{s} {n:,}" for s, n in m["split_frames"].items())
     console.print(f"{m['n_frames']:,} frames of {len(m['formulas']):,} formulas: {frames}", highlight=False)
     for split, fraction in m["split_fractions"].items():

@@ -352,6 +352,7 @@ class TestPacked:
         arguments = ["prepare", str(tmp_path / "x.xyz"), "-o", str(tmp_path / "packed"), "--validation", "0.4", "--seed", str(kept)]
         result = CliRunner().invoke(app, [*arguments, "--level-of-theory", "none"])
         assert "the validation split is empty, though 0.4 was asked for" in " ".join(result.output.split())
+        assert "too few to tell the elements apart" in " ".join(result.output.split())
         assert PackedDataset(tmp_path / "packed").metadata["level_of_theory"] == "none"
 
     def test_least_squares_recovers_known_self_energies(self, tmp_path):
@@ -379,6 +380,14 @@ class TestPacked:
         with pytest.raises(DataError, match=r"eV per atom; expected.*the energy unit is wrong"):
             prepare([SAMPLE], tmp_path / "other", self_energies=str(tmp_path / "wrong.json"), **KEYS)
         assert not (tmp_path / "other").exists()
+
+    def test_whether_the_elements_can_be_told_apart(self, tmp_path):
+        assert sample_dataset(tmp_path / "a").metadata["self_energies_determined"]
+        write(tmp_path / "x.xyz", TestExtxyz.frames(3), format="extxyz")
+        fitted = prepare([tmp_path / "x.xyz"], tmp_path / "b").metadata
+        assert not fitted["self_energies_determined"]
+        (tmp_path / "sae.json").write_text(json.dumps({"unit": "eV", **fitted["self_energies"]}))
+        assert prepare([tmp_path / "x.xyz"], tmp_path / "c", self_energies=str(tmp_path / "sae.json")).metadata["self_energies_determined"]
 
     def test_table_with_what_is_no_number(self, tmp_path):
         (tmp_path / "sae.json").write_text('{"unit": "eV", "H": -13.6, "C": NaN, "N": Infinity, "O": -2000.0}')

@@ -236,6 +236,7 @@ class PackedWriter:
                 # Those of elements that these data lack, too: a model that starts from another knows them.
                 "self_energies": {chemical_symbols[z]: table[z] for z in sorted(table)},
                 "self_energies_origin": origin,
+                "self_energies_determined": origin != "least squares" or self._fit.determined,
                 "statistics": statistics,
                 "with_forces": self.with_forces,
                 "formulas": list(formulas),

@@ -28,6 +28,13 @@ class SelfEnergyFit:
         """Atomic numbers met so far."""
         return [int(z) for z in np.flatnonzero(np.diag(self._normal))]
 
+    @property
+    def determined(self) -> bool:
+        """Whether the compositions tell all elements apart, which those of few molecules do not."""
+        z = self.elements
+        scale = np.sqrt(np.diag(self._normal)[z])
+        return bool(np.linalg.matrix_rank(self._normal[np.ix_(z, z)] / np.outer(scale, scale), tol=1e-9) == len(z))
+
     def solve(self) -> dict[int, float]:
         """Self-energies in eV; minimum norm where the compositions do not determine them all."""
         z = self.elements
