@@ -1,6 +1,7 @@
 """Read structure files into an OpenMM topology and positions."""
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from io import StringIO
 from itertools import permutations
 from pathlib import Path
@@ -179,11 +180,17 @@ def reduced_cell(atoms: "Atoms") -> tuple[np.ndarray, np.ndarray]:
     UnsupportedSystemError
         If the cell has no volume.
     """
+    box, rotation = _reduced(tuple(map(tuple, np.asarray(atoms.cell).tolist())))
+    return box.copy(), rotation.copy()
+
+
+@lru_cache(maxsize=8)  # a calculator asks at every step, mostly for the same
+def _reduced(rows_of_cell: tuple[tuple[float, ...], ...]) -> tuple[np.ndarray, np.ndarray]:
     from ase import units
     from ase.cell import Cell
     from ase.geometry import minkowski_reduce
 
-    cell = np.asarray(atoms.cell)
+    cell = np.array(rows_of_cell)
     if not abs(np.linalg.det(cell)) > 1e-6:
         raise UnsupportedSystemError(f"the structure is periodic, but its cell {cell.tolist()} has no volume; give it one, or set pbc = False")
     forms = []
