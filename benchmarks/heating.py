@@ -15,10 +15,9 @@ import numpy as np
 import torch
 
 from benchmarks.records import save, settings_of
-from openmm_se3.physics.heating import START, heating_rate, molecule_at_constant_energy
+from openmm_se3.physics.heating import after_start, heating_rate, molecule_at_constant_energy, rates_of_copies
 from openmm_se3.physics.molecules import molecule_names
 from openmm_se3.physics.settings import FULL
-from openmm_se3.physics.statistics import slope_with_error
 from openmm_se3.physics.subject import Subject
 from openmm_se3.physics.units import BOLTZMANN
 from openmm_se3.potential import FORCE_MODES
@@ -30,13 +29,13 @@ POINTS = 20
 def summary(energies, degrees_of_freedom):
     """Rates, their mean, and the course of the mean energy, K per degree of freedom."""
     change = (energies.total - energies.total[:1]) / (degrees_of_freedom * BOLTZMANN)
-    first = int(START * len(change))
+    first = after_start(len(change)).start
     mean, error = heating_rate(energies, degrees_of_freedom)
     parts = np.array_split(np.arange(len(change)), min(POINTS, len(change)))
     return {
         "complete": energies.complete,
         "picoseconds": float(energies.time[-1]),
-        "k_per_ps": [slope_with_error(energies.time[first:], of_copy[first:])[0] for of_copy in change.T],
+        "k_per_ps": [rate for rate, _ in rates_of_copies(energies, degrees_of_freedom)],
         "mean": mean,
         "standard_error": error,
         "rise_at_start_k": float(change[first : 2 * first + 1].mean()),

@@ -117,8 +117,9 @@ def simulate(
         if resume:
             sources = {name: context.get_parameter_source(name) for name in context.params}
             given = {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
-            if given - {"structure", "output", "steps", "resume"}:
-                options = ", ".join("--" + name.replace("_", "-") for name in sorted(given - {"structure", "output", "steps", "resume"}))
+            refused = sorted(given - {"structure", "output", "steps", "resume"})
+            if refused:
+                options = ", ".join("--" + name.replace("_", "-") for name in refused)
                 raise ValueError(f"a run goes on as it began: --resume takes --steps, to make it longer, but not {options}")
             if "steps" in given:
                 extend(directory, steps)

@@ -1,11 +1,17 @@
-"""Heavier hydrogens: slower vibrations, and so longer steps, for the same free energies."""
+"""Masses of particles, and heavier hydrogens: slower vibrations, and so longer steps, for the same free energies."""
 
 from typing import Any
 
+import numpy as np
 import openmm
 from openmm import app, unit
 
 from openmm_se3.errors import UnsupportedSystemError
+
+
+def masses_of(system: openmm.System) -> np.ndarray:
+    """Masses of all particles, ``(n_particles,)`` dalton."""
+    return np.array([system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(system.getNumParticles())])
 
 
 def repartition_hydrogen_mass(topology: app.Topology, system: openmm.System, hydrogenMass: Any) -> None:
@@ -37,7 +43,7 @@ def repartition_hydrogen_mass(topology: app.Topology, system: openmm.System, hyd
     wanted = float(hydrogenMass.value_in_unit(unit.dalton) if unit.is_quantity(hydrogenMass) else hydrogenMass)
     if not wanted > 0:
         raise ValueError(f"hydrogenMass must be positive (dalton), got {wanted:g}")
-    masses = [system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(system.getNumParticles())]
+    masses = masses_of(system)
     hydrogens = {a.index for a in topology.atoms() if a.element == app.element.hydrogen}
     bonded: set[int] = set()
     for pair in topology.bonds():

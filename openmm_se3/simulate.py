@@ -21,6 +21,7 @@ from openmm_se3.errors import UnsupportedSystemError
 from openmm_se3.force import check_box
 from openmm_se3.guard import DomainError, DomainGuard
 from openmm_se3.integrators import MultipleTimeStepIntegrator
+from openmm_se3.masses import masses_of
 from openmm_se3.model_file import ModelMetadata, find_model
 from openmm_se3.molecules import keep_molecules_whole, make_whole
 from openmm_se3.potential import SE3Potential
@@ -272,8 +273,7 @@ class _Outputs:
         self.guard = DomainGuard(simulation.topology, settings.report_every)
         self.periodic = simulation.system.usesPeriodicBoundaryConditions()
         self.header = _CSV_HEADER + (_CSV_PERIODIC if self.periodic else ())
-        masses = (simulation.system.getParticleMass(i) for i in range(simulation.system.getNumParticles()))
-        self.mass = sum(m.value_in_unit(unit.dalton) for m in masses)
+        self.mass = float(masses_of(simulation.system).sum())
 
     def open(self, frames: int) -> None:
         """Start the files, or cut them back to `frames` frames after a kill."""

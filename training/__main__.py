@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -36,12 +37,12 @@ EnergiesOnlyOption = Annotated[bool, typer.Option("--energies-only", help="Leave
 def _fail(error: Exception) -> typer.Exit:
     if isinstance(error, OSError) and error.filename and error.strerror:
         error = OSError(f"{error.filename}: {error.strerror}; check that path, or give another")
-    Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+    Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
     return typer.Exit(1)
 
 
 def _stopped(error: "TrainingStopped", how_to_go_on: str) -> typer.Exit:
-    Console(stderr=True).print(f"{error}; {how_to_go_on}", highlight=False, soft_wrap=True)
+    Console(stderr=True).print(f"{error}; {how_to_go_on}", markup=False, highlight=False, soft_wrap=True)
     return typer.Exit(error.exit_code)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import openmm
 from openmm import unit
 
+from openmm_se3.masses import masses_of
 from openmm_se3.physics.harmonic import rigid_motions
 from openmm_se3.physics.units import BOLTZMANN
 from openmm_se3.simulate import choose_platform
@@ -110,7 +111,7 @@ def run(
     context = openmm.Context(system, integrator, choose_platform(platform))
     context.setPositions(positions)
     context.setVelocities(initial_velocities)
-    masses = np.array([system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(system.getNumParticles())])
+    masses = masses_of(system)
     rows: list[tuple[float, np.ndarray, np.ndarray]] = []
     complete = True
     for k in range(samples + 1):

@@ -8,6 +8,7 @@ from openmm import unit
 
 from openmm_se3.binding import MULTIPLE_TIME_STEPS, modes_of
 from openmm_se3.integrators import MultipleTimeStepIntegrator
+from openmm_se3.masses import masses_of
 from openmm_se3.physics.dynamics import Progress, run, velocities
 from openmm_se3.physics.report import Line, Panel, Quantity, Section, thinned
 from openmm_se3.physics.settings import PhysicsSettings
@@ -45,6 +46,18 @@ class Energies:
     complete: bool
 
 
+def after_start(samples: int) -> slice:
+    """What a rate is taken from, of so many samples."""
+    return slice(int(START * samples), None)
+
+
+def rates_of_copies(energies: Energies, degrees_of_freedom: int) -> list[tuple[float, float]]:
+    """Slope of every copy's energy and its error, as `heating_rate` has them, K/ps."""
+    kept = after_start(len(energies.time))
+    total = energies.total[kept] / (degrees_of_freedom * BOLTZMANN)
+    return [slope_with_error(energies.time[kept], of_copy) for of_copy in total.T]
+
+
 def heating_rate(energies: Energies, degrees_of_freedom: int) -> tuple[float, float]:
     """Drift of the total energy as a heating rate, with its standard error.
 
@@ -65,9 +78,7 @@ def heating_rate(energies: Energies, degrees_of_freedom: int) -> tuple[float, fl
         K/ps. Of several copies the mean of their slopes, and the error from their scatter: with multiple time steps the energy of
         each wanders, which its own residuals do not tell. Of one, the error is that of the line through correlated samples.
     """
-    first = int(START * len(energies.time))
-    time, total = energies.time[first:], energies.total[first:] / (degrees_of_freedom * BOLTZMANN)
-    slopes = [slope_with_error(time, of_copy) for of_copy in total.T]
+    slopes = rates_of_copies(energies, degrees_of_freedom)
     if len(slopes) == 1:
         return slopes[0]
     rates = [slope for slope, _ in slopes]
@@ -113,8 +124,7 @@ def run_copies(
     start = positions.reshape(-1, 3), initial_velocities.reshape(-1, 3)
     trace = run(system, integrator, *start, picoseconds, sample_fs, platform, progress)
     x, v = trace.positions.reshape(-1, *positions.shape), trace.velocities.reshape(-1, *positions.shape)
-    masses = np.array([system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(system.getNumParticles())])
-    kinetic = 0.5 * (masses.reshape(positions.shape[:2]) * np.square(v).sum(3)).sum(2)
+    kinetic = 0.5 * (masses_of(system).reshape(positions.shape[:2]) * np.square(v).sum(3)).sum(2)
     total = kinetic + np.array([[surface.energy(of_copy) for of_copy in sample] for sample in x]).reshape(kinetic.shape)
     finite = np.cumprod(np.isfinite(total).all(1)).astype(bool)
     return Energies(trace.time[finite], total[finite], trace.complete and bool(finite.all()))
@@ -148,7 +158,7 @@ def molecule_at_constant_energy(
     topology, positions, batch = replicate(topology_of(at.atoms), at.positions_nm, settings.nve_copies)
     potential = SE3Potential(subject.model, forces=forces)
     system = potential.createSystem(topology, removeCMMotion=False, hydrogenMass=hydrogen_mass, batch=batch if settings.nve_copies > 1 else None)
-    masses = np.array([system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(len(at.atoms))])
+    masses = masses_of(system)[: len(at.atoms)]
     seeds = range(settings.seed, settings.seed + settings.nve_copies)
     start = np.stack([velocities(at.positions_nm, masses, 2 * settings.temperature, seed, internal=True) for seed in seeds])
     integrator = nve_integrator(forces, settings.timestep_fs, settings.mts_outer)

@@ -212,6 +212,9 @@ class TestCommandLine:
         assert evaluated.exit_code == 0, evaluated.output
         assert "force_rmse_kcal_per_mol_per_angstrom" in evaluated.output
 
+    def test_brackets_in_messages_are_no_markup(self):
+        assert "no[/b].h5" in CliRunner().invoke(app, ["prepare", "no[/b].h5", "-o", "x"]).output
+
     def test_paths_that_cannot_be_used(self, trained, tmp_path):
         """Found before the work is done, not after it; the message names the file."""
         (tmp_path / "file").write_bytes(b"\xff\xfe")

@@ -288,7 +288,7 @@ class FusedAttention(nn.Module):
         low_w, low_s = (low * w).view(n, -1, c), (low * s).view(n, -1, c)
         g_query = torch.bmm(lift.transpose(1, 2), low_s)
         g_query.narrow(1, 1, self.columns - 1).add_((direct * s).sum(2))
-        # A as it builds messages: g_A^T = g_M L^T, a third of the time that L g_M^T takes on a processor.
+        # A as it builds messages: g_A^T = g_M L^T, which processors multiply faster than L g_M^T.
         outer = torch.baddbmm(torch.bmm(g, low_w.transpose(1, 2)), query, low_s.transpose(1, 2)).view(n, self.columns, self.rows, k)
         inner = outer.narrow(1, 1, self.columns - 1).narrow(2, 1, self.rows - 1).permute([0, 2, 3, 1])
         g_edges.coupling.narrow(1, 0, self.rows - 1).narrow(3, 0, self.columns - 1).add_(inner)
