@@ -1,16 +1,17 @@
-"""Everything about a GPU in one command: correctness of all paths, time per step by size and mode beside peers, CUDA graphs, kernels.
+"""Everything about a GPU in one command: correctness of all paths, CUDA graphs, kernels, time per step by size and mode beside peers.
 
     python -m benchmarks gpu --output gpu                                      refuses where OpenMM has no CUDA platform
     python -m benchmarks gpu --output rehearsal --platform Reference --sizes ethanol,water66 --blocks 1 --seconds 0.2
 
-Writes ``gpu.json``, ``gpu.md`` with the tables and ``gpu.png`` into the directory. The parts:
+Writes ``gpu.json``, ``gpu.md`` with the tables and ``gpu.png`` into the directory, after each step what there is. ``--parts`` chooses of:
 
-- correctness: energy and forces of every force mode on a molecule, a periodic box, and a subset of atoms in any order in a triclinic box, against
-  the Reference platform in double precision; exits with status 1 if one is off by more than the limit of its precision;
-- time per step of every mode from 9 to 50,000 atoms, and of every peer that the interpreter holds or that ``--peer`` names (see
-  ``python -m benchmarks speed --help``), interleaved; what does not fit into memory is reported as such and the others go on;
-- CUDA graphs on and off, and forces with them against those without;
-- kernels launched by one evaluation.
+- checks of energy and forces of every force mode on a molecule, a periodic box, and a subset of atoms in any order in a triclinic box, against the
+  Reference platform in double precision; and of where dynamics leads with CUDA graphs, and a report of the energy alone now and then, against
+  where it leads without. Exits with status 1 if one is off by more than the limit of its precision;
+- speed: time per step of every mode from 9 to 50,000 atoms, with CUDA graphs and, where there are any, without; of a TorchForce that computes
+  nothing; and of every peer that the interpreter holds or that ``--peer`` names (see ``python -m benchmarks speed --help``). What does not fit
+  into memory is reported as such and the others go on;
+- operators: kernels launched by one evaluation.
 
 With another platform the same runs as a rehearsal, without the parts that only a GPU has.
 """
@@ -18,28 +19,40 @@ With another platform the same runs as a rehearsal, without the parts that only 
 import argparse
 import importlib.util
 import json
+import multiprocessing
+import statistics
 import sys
 import tempfile
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import openmm
+import torch
 from openmm import app, unit
 
 from benchmarks.evaluation import evaluations, force_modes
 from benchmarks.records import machine, save, settings_of
 from benchmarks.scaling import plot
+from benchmarks.speed_worker import POTENTIALS, cuda_peak_mb, resident_mb, start, time_block
 from benchmarks.systems import NAMES, water_box, write_structure
-from benchmarks.workers import Row, line_of, measure, ours, peers
+from benchmarks.workers import Row, line_of, measure, peers
 from openmm_se3 import SE3Potential
+from openmm_se3.cuda_graphs import width_for
+from openmm_se3.model_file import read_metadata
 from openmm_se3.structures import read_structure
 
-SIZES = "ethanol,alanine-dipeptide,water22,water216,water833,water1728,water3333,water8333,water16666"
+SIZES = "ethanol,alanine-dipeptide,water66,water216,water833,water1728,water3333,water8333,water16666"
+PARTS = "checks,speed,operators"
 EXAMPLES = Path(__file__).parent.parent / "examples"
 #: Largest deviation of a force over the largest force, and of the energy (kJ/mol) per atom.
 LIMITS = {"single": (2e-4, 5e-3), "double": (1e-6, 1e-5)}
-#: Atoms up to which CUDA graphs are tried; above, launching costs nothing beside computing.
-GRAPHS_UP_TO = 3000
+#: Atoms up to which modes are timed without CUDA graphs too; where there are none, no difference is measured.
+GRAPHS_UP_TO = 1000
+#: Atoms up to which multiple time steps are timed; a step is made of the same evaluations whatever the size.
+MULTIPLE_TIME_STEPS_UP_TO = 1000
 MODULE_OF_PEER = {"so3lr": "so3krates_torch", "nequip=1": "nequip", "nequip=2": "nequip"}
 
 
@@ -59,25 +72,48 @@ def cases():
     }
 
 
-def evaluate(potential, topology, positions, atoms, platform, precision, graphs=False, calls=1):
-    """Energy (kJ/mol) and forces (kJ/mol/nm) on a platform, of the last of some calls."""
+def context_of(potential, topology, atoms, platform, precision):
+    """A Context in which the potential alone acts, and whether all its forces are CUDA graphs there."""
     system = openmm.System()
     vectors = topology.getPeriodicBoxVectors()
     if vectors is not None:
         system.setDefaultPeriodicBoxVectors(*vectors)
     for atom in topology.atoms():
         system.addParticle(atom.element.mass)
-    for force in potential.addForces(topology, system, atoms):
-        if graphs:
-            force.setProperty("useCUDAGraphs", "true")
+    forces = potential.addForces(topology, system, atoms)
+    graphs = all(force.getProperties()["useCUDAGraphs"] == "true" for force in forces)
     properties = {"Precision": precision} if platform in ("CUDA", "OpenCL", "HIP") else {}
-    context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName(platform), properties)
-    for k in range(calls):
-        # Another place each time, and back at the last: what a graph has captured must follow the positions.
-        context.setPositions(positions + 1e-3 * (calls - 1 - k))
-        state = context.getState(getEnergy=True, getForces=True)
+    integrator = openmm.VerletIntegrator(0.0002)
+    return openmm.Context(system, integrator, openmm.Platform.getPlatformByName(platform), properties), graphs
+
+
+def results_of(context):
+    """Energy (kJ/mol) and forces (kJ/mol/nm)."""
+    state = context.getState(getEnergy=True, getForces=True)
     forces = state.getForces(asNumpy=True).value_in_unit(unit.kilojoule_per_mole / unit.nanometer)
     return state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole), np.array(forces)
+
+
+def evaluate(potential, topology, positions, atoms, platform, precision, calls=1):
+    """Energy and forces on a platform, of the last of some calls."""
+    context, _ = context_of(potential, topology, atoms, platform, precision)
+    for k in range(calls):
+        # Another place each time, and back at the last: what has been captured must follow the positions.
+        context.setPositions(positions + 1e-3 * (calls - 1 - k))
+        found = results_of(context)
+    return found
+
+
+def after_some_steps(potential, topology, positions, atoms, graphs):
+    """Energy and forces after 40 steps, with a report of the energy alone every 10."""
+    context, found = context_of(potential, topology, atoms, "CUDA", "single")
+    if found != graphs:
+        raise openmm.OpenMMException(f"CUDA graphs are {'on' if found else 'off'}")
+    context.setPositions(positions)
+    for _ in range(4):
+        context.getIntegrator().step(10)
+        context.getState(getEnergy=True)
+    return results_of(context)
 
 
 def deviation(found, expected):
@@ -87,26 +123,36 @@ def deviation(found, expected):
     return force_error, abs(energy - right_energy) / len(forces)
 
 
-def check_correctness(model, platform):
-    """Every case, mode and precision on the platform against the Reference platform in double precision."""
-    rows = []
-    for mode in force_modes(model):
-        exact = SE3Potential(model, forces=mode, precision="double")
-        for name, (topology, positions, atoms) in cases().items():
-            expected = evaluate(exact, topology, positions, atoms, "Reference", "double")
-            for precision, limits in LIMITS.items():
-                potential = SE3Potential(model, forces=mode, precision=precision)
-                row = {"case": name, "mode": mode, "precision": precision, "limits": limits}
-                try:
-                    # The third call: TorchScript runs optimised code only from the second on.
-                    found = evaluate(potential, topology, positions, atoms, platform, precision, calls=3)
-                    row["force_error"], row["energy_error"] = deviation(found, expected)
-                    row["passed"] = row["force_error"] <= limits[0] and row["energy_error"] <= limits[1]
-                except openmm.OpenMMException as error:
-                    row |= {"passed": False, "error": str(error).strip().splitlines()[-1]}
-                rows.append(row)
-                print(line_of_check(row), flush=True)
-    return rows
+def check_mode(mode, model, platform):
+    """Every case and precision of a mode: against the Reference platform in double precision, and with CUDA graphs against without."""
+    torch.set_num_threads(2)  # others run beside this one
+    rows, graphs = [], []
+    exact = SE3Potential(model, forces=mode, precision="double")
+    cutoff = read_metadata(model).cutoff_nm
+    for name, (topology, positions, atoms) in cases().items():
+        expected = evaluate(exact, topology, positions, atoms, "Reference", "double")
+        for precision, limits in LIMITS.items():
+            row = {"case": name, "mode": mode, "precision": precision, "limits": limits}
+            # The third call: TorchScript runs optimised code only from the second on.
+            potential = SE3Potential(model, forces=mode, precision=precision, cuda_graphs=False)
+            rows.append(row | _compare(expected, limits, evaluate, potential, topology, positions, atoms, platform, precision, 3))
+        if platform == "CUDA":
+            chosen = positions if atoms is None else positions[atoms]
+            width = width_for(chosen, topology.getPeriodicBoxVectors(), cutoff)
+            plain = SE3Potential(model, forces=mode, cuda_graphs=False)
+            captured = SE3Potential(model, forces=mode, max_neighbors=width)
+            row = {"case": name, "mode": mode, "precision": "graphs", "limits": LIMITS["single"]}
+            without = after_some_steps(plain, topology, positions, atoms, False)
+            graphs.append(row | _compare(without, LIMITS["single"], after_some_steps, captured, topology, positions, atoms, True))
+    return rows, graphs
+
+
+def _compare(expected, limits, function, *arguments):
+    try:
+        force_error, energy_error = deviation(function(*arguments), expected)
+    except openmm.OpenMMException as error:
+        return {"passed": False, "error": str(error).strip().splitlines()[-1]}
+    return {"force_error": force_error, "energy_error": energy_error, "passed": force_error <= limits[0] and energy_error <= limits[1]}
 
 
 def line_of_check(row):
@@ -117,59 +163,76 @@ def line_of_check(row):
     return f"{what} force {row['force_error']:.1e}  energy {row['energy_error']:.1e} kJ/mol per atom  {'ok' if row['passed'] else 'FAILED'}"
 
 
-def check_graphs(model):
-    """Forces with CUDA graphs against those without, by case and mode; what cannot be captured says why."""
-    rows = []
-    for mode in force_modes(model):
-        potential = SE3Potential(model, forces=mode)
-        for name, (topology, positions, atoms) in cases().items():
-            row = {"case": name, "mode": mode, "precision": "graphs", "limits": LIMITS["single"]}
-            try:
-                eager = evaluate(potential, topology, positions, atoms, "CUDA", "single")
-                graphs = evaluate(potential, topology, positions, atoms, "CUDA", "single", graphs=True, calls=3)
-                row["force_error"], row["energy_error"] = deviation(graphs, eager)
-                row["passed"] = row["force_error"] <= LIMITS["single"][0] and row["energy_error"] <= LIMITS["single"][1]
-            except openmm.OpenMMException as error:
-                row |= {"passed": False, "error": str(error).strip().splitlines()[-1]}
-            rows.append(row)
-            print(line_of_check(row), flush=True)
-    return rows
-
-
 def installed_peers(platform):
     """Rows of the peers that this interpreter holds."""
     found = [name for name, module in MODULE_OF_PEER.items() if importlib.util.find_spec(module) and importlib.util.find_spec("openmmml")]
     return {name.replace("=", " "): Row(name, sys.executable, platform) for name in found}
 
 
-def measure_speed(arguments, directory):
-    """Time per step of every mode and peer by size; on CUDA of small systems with graphs on and off too."""
+class _Nothing(torch.nn.Module):
+    """What a TorchForce costs that computes nothing."""
+
+    def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros([], dtype=torch.float64, device=positions.device), torch.zeros_like(positions)
+
+
+def nothing(pdb, options, platform, cuda_graphs):
+    """A System whose forces are zero."""
+    from openmmtorch import TorchForce
+
+    system = openmm.System()
+    for atom in pdb.topology.atoms():
+        system.addParticle(atom.element.mass)
+    force = TorchForce(torch.jit.script(_Nothing()))
+    force.setOutputsForces(True)
+    system.addForce(force)
+    return system
+
+
+def time_mode(potential, pdb, platform, graphs, blocks, seconds):
+    """Record of one potential in this process: a GPU is no faster or slower for what runs beside it."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        timed = start(potential, pdb, platform, graphs)
+        records = [time_block(*timed, "seconds", seconds) for _ in range(blocks)]
+    except (openmm.OpenMMException, RuntimeError) as error:
+        return {"error": str(error)}
+    out = {k: statistics.median(r[k] for r in records) for k in ("ms_per_step", "cpu_ms_per_step", "cpu_per_wall")}
+    memory = {"peak_mb": resident_mb(), "cuda_peak_mb": cuda_peak_mb()}
+    return out | memory | {"blocks": [r["ms_per_step"] for r in records], "finite": all(r["finite"] for r in records)}
+
+
+def measure_speed(arguments, modes, structures):
+    """Time per step of every mode and peer by size."""
     results = {}
-    modes = force_modes(arguments.model)
-    for name in arguments.sizes.split(","):
-        structure, n_atoms = write_structure(name, directory)
-        rows = {mode: ours(arguments.model, mode, platform=arguments.platform) for mode in modes}
-        if arguments.platform == "CUDA" and n_atoms <= GRAPHS_UP_TO:
-            for mode in modes:
-                for graphs in ("on", "off"):
-                    rows[f"{mode}, graphs {graphs}"] = ours(arguments.model, mode, platform="CUDA", cuda_graphs=graphs)
-        rows |= installed_peers(arguments.platform) | peers(arguments.peer, platform=arguments.platform)
-        records = measure(structure, rows, arguments.blocks, arguments.seconds)
+    on_gpu = arguments.platform == "CUDA"
+    for name, (structure, n_atoms) in structures.items():
+        pdb = app.PDBFile(str(structure))
+        wanted = [mode for mode in modes if not mode.startswith("mts") or n_atoms <= MULTIPLE_TIME_STEPS_UP_TO]
+        rows = {mode: (f"se3={arguments.model}:{mode}", True) for mode in wanted}
+        if on_gpu and n_atoms <= GRAPHS_UP_TO:
+            rows |= {f"{mode}, no graphs": (f"se3={arguments.model}:{mode}", False) for mode in wanted if not mode.startswith("mts")}
+            rows["nothing"] = ("nothing", False)
+        records = {}
+        others = installed_peers(arguments.platform) | peers(arguments.peer, platform=arguments.platform)
+        for label, (potential, graphs) in rows.items():
+            records[label] = time_mode(potential, pdb, arguments.platform, graphs, arguments.blocks, arguments.seconds)
+            print(line_of(name, n_atoms, label, records[label], next(iter(records.values()))), flush=True)
+        records |= measure(structure, others, arguments.blocks, arguments.seconds)
+        for label in others:
+            print(line_of(name, n_atoms, label, records[label], next(iter(records.values()))), flush=True)
         results[name] = {"n_atoms": n_atoms, "rows": records}
-        first = next(iter(records.values()))
-        for label, record in records.items():
-            print(line_of(name, n_atoms, label, record, first), flush=True)
-    return results
+        yield results
 
 
-def count_operators(model, names, device, directory):
+def count_operators(model, modes, structures, device):
     """Operators and kernels of one evaluation, by structure and term."""
     from benchmarks.operators import count
 
     results = {}
-    modes = force_modes(model)
-    for name in names:
-        structure, _ = write_structure(name, directory)
+    for name, structure in structures.items():
         results[name] = {term: count(function, device) for term, function in evaluations(model, structure, modes, device).items()}
         for term, record in results[name].items():
             print(f"{name:18s} {term:28s} {record['operators']:5d} operators, CUDA kernels: {record['cuda_kernels']}", flush=True)
@@ -208,6 +271,8 @@ def main():
     parser.add_argument("--output", type=Path, required=True, help="directory to make")
     parser.add_argument("--platform", default="CUDA", help="CUDA; another one for a rehearsal")
     parser.add_argument("--model", default="se3-ani1x", help="name or path")
+    parser.add_argument("--parts", default=PARTS, help="with commas; by default all")
+    parser.add_argument("--modes", help="with commas; by default all that the model has")
     parser.add_argument("--sizes", default=SIZES, help=NAMES)
     parser.add_argument("--peer", action="append", default=[], metavar="NAME[=OPTIONS]=PYTHON")
     parser.add_argument("--blocks", type=int, default=5)
@@ -219,32 +284,54 @@ def main():
             f"OpenMM has no platform {arguments.platform} here; it has {', '.join(platforms)}. On a machine with a GPU install the build for it, "
             "pip install '.[cuda12]'; for a rehearsal without one give --platform Reference and small --sizes"
         )
+    unknown = set(arguments.parts.split(",")) - set(PARTS.split(","))
+    if unknown:
+        parser.error(f"there is no part {', '.join(sorted(unknown))}; there are {PARTS}")
     on_gpu = arguments.platform == "CUDA"
     if on_gpu and machine()["gpu"] is None:
         parser.error("OpenMM has the platform CUDA, but torch sees no GPU; install torch for its driver; openmm-se3 doctor tells more")
     if arguments.output.exists() and any(arguments.output.iterdir()):
         parser.error(f"{arguments.output} is not empty; choose another directory")
     arguments.output.mkdir(parents=True, exist_ok=True)
-    record = {"settings": settings_of(arguments), "model": arguments.model, "graphs": []}
-    record["correctness"] = check_correctness(arguments.model, arguments.platform)
-    if on_gpu:
-        record["graphs"] = check_graphs(arguments.model)
+    parts = arguments.parts.split(",")
+    modes = arguments.modes.split(",") if arguments.modes else force_modes(arguments.model)
+    record = {"settings": settings_of(arguments), "model": arguments.model, "correctness": [], "graphs": [], "operators": {}, "systems": {}}
+
+    def store():
+        save(arguments.output / "gpu.json", **record)
+        (arguments.output / "gpu.md").write_text(table({"machine": machine(), **record}))
+        if record["systems"]:
+            plot(record["systems"], arguments.output / "gpu.png")
+
+    warnings.filterwarnings("ignore", message=".*TorchScript|.*torch.jit", category=DeprecationWarning)
+    names = arguments.sizes.split(",")
     with tempfile.TemporaryDirectory() as directory:
-        sizes = {name: write_structure(name, directory)[1] for name in arguments.sizes.split(",")}
-        small = [name for name, n_atoms in sizes.items() if n_atoms < 1000][:3]
-        record["operators"] = count_operators(arguments.model, small, "cuda" if on_gpu else "cpu", directory)
-        record["systems"] = measure_speed(arguments, directory)
-    save(arguments.output / "gpu.json", **record)
-    (arguments.output / "gpu.md").write_text(table({"machine": machine(), **record}))
-    plot(record["systems"], arguments.output / "gpu.png")
-    failed = [row for row in record["correctness"] if not row["passed"]]
-    refused = [row for row in record["graphs"] if not row["passed"]]
-    if refused:
-        print(f"{len(refused)} of {len(record['graphs'])} evaluations cannot be captured in a CUDA graph, or differ there; see gpu.md")
-    print(f"wrote gpu.json, gpu.md and gpu.png to {arguments.output}; {len(failed)} of {len(record['correctness'])} checks failed")
+        # Checks and the making of large boxes wait for the processor, so on a GPU machine, which has many cores, they run beside each other.
+        with ProcessPoolExecutor(len(modes) + 4, multiprocessing.get_context("spawn")) if on_gpu else nullcontext() as pool:
+            run = map if pool is None else pool.map
+            written = run(write_structure, names, [directory] * len(names))
+            checked = [modes, [arguments.model] * len(modes), [arguments.platform] * len(modes)] if "checks" in parts else [[]] * 3
+            for rows, graphs in run(check_mode, *checked):
+                record["correctness"] += rows
+                record["graphs"] += graphs
+                for row in rows + graphs:
+                    print(line_of_check(row), flush=True)
+                store()
+            structures = dict(zip(names, written, strict=True))
+        for record["systems"] in measure_speed(arguments, modes, structures) if "speed" in parts else ():
+            store()
+        if "operators" in parts:
+            small = {name: path for name, (path, n_atoms) in structures.items() if n_atoms < 1000}
+            record["operators"] = count_operators(arguments.model, modes, dict(list(small.items())[:3]), "cuda" if on_gpu else "cpu")
+    store()
+    checks = record["correctness"] + record["graphs"]
+    failed = [row for row in checks if not row["passed"]]
+    print(f"wrote gpu.json, gpu.md and gpu.png to {arguments.output}; {len(failed)} of {len(checks)} checks failed")
     if failed:
         raise SystemExit(1)
 
+
+POTENTIALS["nothing"] = nothing
 
 if __name__ == "__main__":
     main()

@@ -12,24 +12,33 @@ import time
 import warnings
 
 
-def se3(topology, forces):
+def se3(pdb, forces, platform, cuda_graphs):
     """openmm-se3; `forces` is name or path of the model, and force mode, as ``MODEL:MODE``."""
+    from openmm import unit
+
     from openmm_se3 import SE3Potential
+    from openmm_se3.cuda_graphs import width_for
+    from openmm_se3.model_file import read_metadata
 
     model, _, mode = forces.rpartition(":")
-    return SE3Potential(model, forces=mode).createSystem(topology, removeCMMotion=False)
+    width = None
+    if platform == "CUDA" and cuda_graphs:  # as `openmm-se3 simulate` does it
+        x = pdb.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
+        width = width_for(x, pdb.topology.getPeriodicBoxVectors(), read_metadata(model).cutoff_nm)
+    potential = SE3Potential(model, forces=mode, max_neighbors=width, cuda_graphs=cuda_graphs)
+    return potential.createSystem(pdb.topology, removeCMMotion=False)
 
 
-def so3lr(topology, options):
+def so3lr(pdb, options, platform, cuda_graphs):
     """SO3LR (so3krates-torch), published weights, through openmm-ml."""
     from openmmml import MLPotential
     from so3krates_torch.calculator.so3 import SO3LRCalculator
 
     calculator = SO3LRCalculator(r_max_lr=12.0, dispersion_energy_cutoff_lr_damping=2.0, default_dtype="float32")
-    return MLPotential("ase").createSystem(topology, calculator=calculator, removeCMMotion=False, info={"charge": 0.0})
+    return MLPotential("ase").createSystem(pdb.topology, calculator=calculator, removeCMMotion=False, info={"charge": 0.0})
 
 
-def nequip(topology, options):
+def nequip(pdb, options, platform, cuda_graphs):
     """NequIP, 4 layers of 32 features, random weights; `options` is its l_max."""
     import nequip.model.saved_models.load_utils as load_utils
     import torch
@@ -45,7 +54,7 @@ def nequip(topology, options):
         model = NequIPGNNModel(seed=1, model_dtype="float32", r_max=5.0, type_names=["C", "H", "N", "O"], **sizes, **scales).eval()
     single = model["sole_model"] if isinstance(model, torch.nn.ModuleDict) else model
     load_utils.load_saved_model = lambda *arguments, **keywords: single  # random weights instead of a file
-    return MLPotential("nequip", modelPath="random", lengthScale=0.1, energyScale=96.485).createSystem(topology, removeCMMotion=False)
+    return MLPotential("nequip", modelPath="random", lengthScale=0.1, energyScale=96.485).createSystem(pdb.topology, removeCMMotion=False)
 
 
 POTENTIALS = {"se3": se3, "so3lr": so3lr, "nequip": nequip}
@@ -66,78 +75,87 @@ def cuda_peak_mb():
     return torch.cuda.max_memory_allocated() / 2**20 if torch is not None and torch.cuda.is_available() else None
 
 
-def main():
-    """Build, warm up, then time blocks on demand."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("potential", help="NAME or NAME=OPTIONS, of " + ", ".join(POTENTIALS))
-    parser.add_argument("structure", help="PDB file")
-    parser.add_argument("--platform", default="Reference")
-    parser.add_argument("--cuda-graphs", choices=("on", "off"), help="TorchForce's property; by default as the potential sets it")
-    arguments = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    import numpy as np
+def start(potential, pdb, platform, cuda_graphs=True):
+    """Context, integrator, and inner steps that one of its steps takes, warmed up; `potential` is ``NAME`` or ``NAME=OPTIONS``."""
     import openmm
-    import torch  # noqa: F401 - of every potential here, so that its own memory is not counted as theirs
-    from openmm import app, unit
+    from openmm import unit
 
-    pdb = app.PDBFile(arguments.structure)
-    before = resident_mb()
-    name, _, options = arguments.potential.partition("=")
-    system = POTENTIALS[name](pdb.topology, options)
+    name, _, options = potential.partition("=")
+    system = POTENTIALS[name](pdb, options, platform, cuda_graphs)
     # Every atom is tied to its start, for all potentials alike: random weights would else destroy the structure and its neighbour counts.
     restraint = openmm.CustomExternalForce("0.5*k*((x-x0)^2+(y-y0)^2+(z-z0)^2)")
     restraint.addGlobalParameter("k", 2e4)
     for parameter in ("x0", "y0", "z0"):
         restraint.addPerParticleParameter(parameter)
     x = pdb.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
-    for i, start in enumerate(x):
-        restraint.addParticle(i, list(start))
+    for i, at in enumerate(x):
+        restraint.addParticle(i, list(at))
     system.addForce(restraint)
-    if arguments.cuda_graphs:
-        for force in system.getForces():
-            if hasattr(force, "setProperty"):
-                force.setProperty("useCUDAGraphs", "true" if arguments.cuda_graphs == "on" else "false")
-    modes = options.rpartition(":")[2]
-    if name == "se3" and modes in ("mts", "mts-fast"):
+    if name == "se3" and options.rpartition(":")[2] in ("mts", "mts-fast"):
         from openmm_se3 import MultipleTimeStepIntegrator
 
         # 8 inner steps to an outer one; a step below is an outer one, so the time is divided by 8.
         integrator, inner = MultipleTimeStepIntegrator(300, 10 / unit.picosecond, 4.0 * unit.femtosecond, 8), 8
     else:
         integrator, inner = openmm.LangevinMiddleIntegrator(300, 10 / unit.picosecond, 0.5 * unit.femtosecond), 1
-    context = openmm.Context(system, integrator, openmm.Platform.getPlatform(arguments.platform))
+    context = openmm.Context(system, integrator, openmm.Platform.getPlatform(platform))
     context.setPositions(x)
     context.setVelocitiesToTemperature(300, 5)
+    # On a GPU TorchScript compiles at the second, third and fourth shape too.
+    at_least = 40 if platform == "CUDA" else 4
     begin = time.perf_counter()
     done = 0
-    while done < 4 or (time.perf_counter() - begin < 3.0 and done < 200):
+    while done < at_least or (time.perf_counter() - begin < 3.0 and done < 200):
         integrator.step(1)
         done += 1
+    return context, integrator, inner
+
+
+def time_block(context, integrator, inner, kind, amount):
+    """Record of one block, ``seconds`` long or of a number of ``steps``."""
+    import numpy as np
+    from openmm import unit
+
+    # Whole outer steps, at least one; with multiple time steps the inner ones are counted.
+    wanted = max(1, int(amount) // inner) if kind == "steps" else None
+    steps, start, cpu = 0, time.perf_counter(), time.process_time()
+    batch = 1
+    while steps == 0 or (steps < wanted if wanted else time.perf_counter() - start < float(amount)):
+        if wanted:
+            batch = min(batch, wanted - steps)
+        integrator.step(batch)
+        steps += batch
+        batch = min(2 * batch, 64)
+    wall = time.perf_counter() - start
+    used = time.process_time() - cpu
+    forces = context.getState(getForces=True).getForces(asNumpy=True).value_in_unit(unit.kilojoule_per_mole / unit.nanometer)
+    return {
+        "ms_per_step": 1e3 * wall / (steps * inner),
+        "cpu_ms_per_step": 1e3 * used / (steps * inner),
+        "cpu_per_wall": used / wall,
+        "steps": steps * inner,
+        "finite": bool(np.isfinite(forces).all()),
+    }
+
+
+def main():
+    """Build, warm up, then time blocks on demand."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("potential", help="NAME or NAME=OPTIONS, of " + ", ".join(POTENTIALS))
+    parser.add_argument("structure", help="PDB file")
+    parser.add_argument("--platform", default="Reference")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    import torch  # noqa: F401 - of every potential here, so that its own memory is not counted as theirs
+    from openmm import app
+
+    pdb = app.PDBFile(arguments.structure)
+    before = resident_mb()
+    timed = start(arguments.potential, pdb, arguments.platform)
     for line in sys.stdin:
         kind, amount = line.split()
-        # Whole outer steps, at least one; a worker with multiple time steps counts the inner ones.
-        wanted = max(1, int(amount) // inner) if kind == "steps" else None
-        steps, start, cpu = 0, time.perf_counter(), time.process_time()
-        batch = 1
-        while steps == 0 or (steps < wanted if wanted else time.perf_counter() - start < float(amount)):
-            if wanted:
-                batch = min(batch, wanted - steps)
-            integrator.step(batch)
-            steps += batch
-            batch = min(2 * batch, 64)
-        wall = time.perf_counter() - start
-        used = time.process_time() - cpu
-        forces = context.getState(getForces=True).getForces(asNumpy=True).value_in_unit(unit.kilojoule_per_mole / unit.nanometer)
-        record = {
-            "ms_per_step": 1e3 * wall / (steps * inner),
-            "cpu_ms_per_step": 1e3 * used / (steps * inner),
-            "cpu_per_wall": used / wall,
-            "steps": steps * inner,
-            "peak_mb": resident_mb(),
-            "peak_of_the_potential_mb": resident_mb() - before,
-            "cuda_peak_mb": cuda_peak_mb(),
-            "finite": bool(np.isfinite(forces).all()),
-        }
+        record = time_block(*timed, kind, amount)
+        record |= {"peak_mb": resident_mb(), "peak_of_the_potential_mb": resident_mb() - before, "cuda_peak_mb": cuda_peak_mb()}
         print(json.dumps(record), flush=True)
 
 

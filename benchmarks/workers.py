@@ -30,15 +30,12 @@ class Row:
         OpenMM platform.
     threads : int or None
         Of torch and of OpenMM's CPU platform; None leaves the choice to them.
-    cuda_graphs : str or None
-        ``on`` or ``off``; None leaves it as the potential sets it.
     """
 
     potential: str
     interpreter: str = sys.executable
     platform: str = "Reference"
     threads: int | None = None
-    cuda_graphs: str | None = None
 
 
 def ours(model, mode, **settings):
@@ -65,8 +62,6 @@ class Worker:
         if row.threads:
             environment |= {k: str(row.threads) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENMM_CPU_THREADS")}
         command = [row.interpreter, str(WORKER), row.potential, str(structure), "--platform", row.platform]
-        if row.cuda_graphs:
-            command += ["--cuda-graphs", row.cuda_graphs]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
         self.records = []

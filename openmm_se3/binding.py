@@ -142,6 +142,33 @@ class _Scaled(nn.Module):
         return energy * scale, (forces * scale.detach().to(forces)).contiguous()
 
 
+class _InPlace(nn.Module):
+    """A bound module whose results are always in the same memory, that of the first ones.
+
+    TorchForce (1.10) captures one CUDA graph for evaluations with forces and one for those without, which a reporter of energies asks for, but reads
+    the results of both from wherever the one captured last left them: after the first report the forces of the other would never change again.
+    """
+
+    energy: Optional[Tensor]  # noqa: UP045
+    forces: Optional[Tensor]  # noqa: UP045
+
+    def __init__(self, bound: nn.Module) -> None:
+        super().__init__()
+        self.bound = bound
+        # Made at the first call, and not buffers: two Contexts of a Force share its buffers, and would share the results.
+        self.energy = None
+        self.forces = None
+
+    def forward(self, positions: Tensor, box_vectors: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:  # noqa: UP045
+        new_energy, new_forces = self.bound(positions, box_vectors)
+        energy, forces = self.energy, self.forces
+        if energy is None or forces is None:
+            energy, forces = torch.zeros_like(new_energy), torch.zeros_like(new_forces)
+            self.energy, self.forces = energy, forces
+        with torch.no_grad():
+            return energy.copy_(new_energy), forces.copy_(new_forces)
+
+
 @dataclass(frozen=True)
 class Term:
     """One of the forces that a force mode is made of.
@@ -246,3 +273,8 @@ def scale(bound: nn.Module, periodic: bool) -> nn.Module:
         Called with positions, then, if `periodic`, the box, then the parameters, each one number; the energy is differentiable in them.
     """
     return _Scaled(bound, periodic).eval()
+
+
+def in_place(bound: nn.Module) -> nn.Module:
+    """Let a module from `bind` leave its results always in the same memory, for CUDA graphs; it is called as before."""
+    return _InPlace(bound).eval()

@@ -1,6 +1,8 @@
 """Bind a model to the atoms and the box of one System; the only file that knows `TorchForce`."""
 
+import contextlib
 import logging
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +13,8 @@ import torch
 from openmm import app, unit
 from torch import Tensor
 
-from openmm_se3.binding import TERMS, Term, bind, scale
+from openmm_se3.binding import TERMS, Term, bind, in_place, scale
+from openmm_se3.cuda_graphs import can_capture, capture_problem, has_fixed_shapes, with_width
 from openmm_se3.errors import UnsupportedSystemError
 from openmm_se3.installation import MEND, openmmtorch_mismatch
 from openmm_se3.model_file import ModelMetadata
@@ -130,6 +133,8 @@ def create_forces(
     device: str | None = None,
     backend: str | None = None,
     groups: Sequence[int] | None = None,
+    max_neighbors: int | None = None,
+    cuda_graphs: bool = True,
 ) -> list[openmm.Force]:
     """Make the OpenMM forces that drive the given atoms by the model.
 
@@ -157,6 +162,8 @@ def create_forces(
         One of `BACKENDS`; by default TorchForce, or PythonForce, with a warning, where TorchForce cannot be used.
     groups : sequence of int, optional
         From `openmm_se3.replicas.check_batch`: atoms of different groups do not see each other.
+    max_neighbors, cuda_graphs
+        As of `SE3Potential`.
 
     Returns
     -------
@@ -172,7 +179,15 @@ def create_forces(
     """
     if backend is None:
         backend = _choose_backend()
-    if groups is not None and max(groups) > 0:
+    original = model
+    if groups is not None and max(groups) == 0:
+        groups = None
+    if groups is not None and max_neighbors is None and can_capture():
+        max_neighbors = int(np.bincount(groups).max())  # no atom has more
+    if max_neighbors is not None:
+        model = with_width(model, max_neighbors)
+    graphs = cuda_graphs and backend == "TorchForce" and not scale_parameters and has_fixed_shapes(model, len(atoms)) and can_capture()
+    if groups is not None:
         model = torch.jit.script(keep_apart(model, groups, metadata.cutoff_nm))
     scales = scale_parameters or {}
     terms = TERMS[forces]
@@ -184,23 +199,21 @@ def create_forces(
         if backend == "PythonForce":
             force = create_python_force(model, term, atomic_numbers, atoms, periodic, scales, device)
         else:
-            force = _create_torch_force(model, term, atomic_numbers, atoms, n_particles, periodic, scales)
+            bound = bind(model, term, atomic_numbers, atoms, n_particles)
+            if graphs:
+                bound = in_place(bound)
+            force = _create_torch_force(bound, term, periodic, scales)
+            if graphs:
+                problem = capture_problem(original, bound, term, atoms, n_particles, 2.1 * metadata.cutoff_nm if periodic else None)
+                _announce(problem, metadata, term)
+                force.setProperty("useCUDAGraphs", "true" if problem is None else "false")
         force.setForceGroup(force_group + term.group_offset)
         force.setName(f"SE3Force({metadata.name}, {term.name})")
         made.append(force)
     return made
 
 
-def _create_torch_force(
-    model: torch.jit.ScriptModule,
-    term: Term,
-    atomic_numbers: Sequence[int],
-    atoms: Sequence[int],
-    n_particles: int,
-    periodic: bool,
-    scale_parameters: Mapping[str, bool],
-) -> openmm.Force:
-    bound = bind(model, term, atomic_numbers, atoms, n_particles)
+def _create_torch_force(bound: torch.nn.Module, term: Term, periodic: bool, scale_parameters: Mapping[str, bool]) -> openmm.Force:
     if scale_parameters:
         bound = scale(bound, periodic)
     force = _import_torch_force()(torch.jit.script(bound))
@@ -211,6 +224,25 @@ def _create_torch_force(
         if derivative and term.carries_energy:
             force.addEnergyParameterDerivative(name)
     return force
+
+
+def _announce(problem: str | None, metadata: ModelMetadata, term: Term) -> None:
+    """Say what keeps a force from being a CUDA graph."""
+    if problem is not None:
+        warnings.warn(
+            f"{metadata.name} ({term.name}) runs without CUDA graphs, which costs some milliseconds for each step of a small system: {problem}. "
+            "cuda_graphs=False keeps this from being tried",
+            stacklevel=4,
+        )
+
+
+def _load_late() -> None:
+    """Load what OpenMM could not when it was imported: the libraries of a torch that is in another place are found only once that is imported."""
+    for failure in openmm.Platform.getPluginLoadFailures():
+        found = re.match(r"Error loading library (.*OpenMMTorch[^/]*?): ", failure)
+        if found:
+            with contextlib.suppress(openmm.OpenMMException):  # those of platforms that are not there
+                openmm.Platform.loadPluginLibrary(found[1])
 
 
 def _import_torch_force() -> Any:
@@ -244,6 +276,7 @@ def torch_force_problem() -> str | None:
         return mismatch
     try:
         force = _import_torch_force()(torch.jit.script(_Probe()))
+        _load_late()
         system = openmm.System()
         system.addParticle(1.0)
         system.addForce(force)

@@ -60,6 +60,12 @@ class SE3Potential:
         fit, the model runs through ``openmm.PythonForce``, with a warning, on this device, by default a GPU where torch sees one.
     precision : str
         ``"single"`` or ``"double"``, arithmetic inside the network. Energies are summed in double precision either way.
+    max_neighbors : int, optional
+        Most neighbours within the cutoff that an atom will have, as `openmm_se3.cuda_graphs.width_for` finds it, for CUDA graphs of 129 to 2000
+        atoms; other sizes have no use for it. An atom that has more makes energy and forces NaN. By default any number will do, without a graph.
+    cuda_graphs : bool
+        Whether to replay the evaluation on OpenMM's CUDA platform as a CUDA graph where that is possible: up to 128 atoms, up to 2000 with
+        `max_neighbors`, and without a scale parameter. It is tried and compared first; where it fails, a warning says so, and why.
 
     Attributes
     ----------
@@ -71,7 +77,7 @@ class SE3Potential:
     ModelFileError
         If the model cannot be opened or is not what it claims to be.
     ValueError
-        For an unknown `forces`, `device` or `precision`, or ``"mts-fast"`` of a model without a fast network.
+        For an unknown `forces`, `device` or `precision`, a `max_neighbors` below 1, or ``"mts-fast"`` of a model without a fast network.
 
     Examples
     --------
@@ -79,7 +85,15 @@ class SE3Potential:
     >>> system = potential.createSystem(pdb.topology)  # doctest: +SKIP
     """
 
-    def __init__(self, model: str | Path = "se3-ani1x", forces: str = "direct", device: str | None = None, precision: str = "single") -> None:
+    def __init__(
+        self,
+        model: str | Path = "se3-ani1x",
+        forces: str = "direct",
+        device: str | None = None,
+        precision: str = "single",
+        max_neighbors: int | None = None,
+        cuda_graphs: bool = True,
+    ) -> None:
         if forces not in FORCE_MODES:
             raise ValueError(f"forces must be one of {', '.join(map(repr, FORCE_MODES))}, got {forces!r}")
         if precision not in PRECISIONS:
@@ -90,9 +104,13 @@ class SE3Potential:
             raise ValueError(f"device must be None or a torch device such as 'cpu' or 'cuda', got {device!r} ({error})") from None
         if kind == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device {device!r} was asked for, but torch {torch.__version__} sees no GPU; use device='cpu' or mend the installation")
+        if max_neighbors is not None and max_neighbors < 1:
+            raise ValueError(f"max_neighbors must be at least 1, or None for any number, got {max_neighbors}")
         self.forces = forces
         self.device = device
         self.precision = precision
+        self.max_neighbors = max_neighbors
+        self.cuda_graphs = cuda_graphs
         self._model = load_model(model)
         self.metadata: ModelMetadata = self._model.metadata
         if forces not in modes_of(self._model):
@@ -195,6 +213,8 @@ class SE3Potential:
             force_group=forceGroup,
             device=self.device,
             groups=None if batch is None else check_batch(batch, len(indices), periodic),
+            max_neighbors=self.max_neighbors,
+            cuda_graphs=self.cuda_graphs,
             scale_parameters=({INTERPOLATION_PARAMETER: False} if interpolate else {}) | ({scaleParameter: True} if scaleParameter else {}),
         )
 

@@ -17,12 +17,13 @@ import torch
 from openmm import app, unit
 
 from openmm_se3.binding import MULTIPLE_TIME_STEPS
+from openmm_se3.cuda_graphs import width_for
 from openmm_se3.errors import UnsupportedSystemError
 from openmm_se3.force import check_box
 from openmm_se3.guard import DomainError, DomainGuard
 from openmm_se3.integrators import MultipleTimeStepIntegrator
 from openmm_se3.masses import masses_of
-from openmm_se3.model_file import ModelMetadata, find_model
+from openmm_se3.model_file import ModelMetadata, find_model, read_metadata
 from openmm_se3.molecules import keep_molecules_whole, make_whole
 from openmm_se3.potential import SE3Potential
 from openmm_se3.structures import check_coordinates, read_structure, unlikely_molecules
@@ -239,6 +240,11 @@ def _check_box_of(settings: SimulationSettings, topology: app.Topology, metadata
         raise UnsupportedSystemError(f"{settings.structure}: {error} For a molecule in vacuum leave the box out, with --box none.") from None
 
 
+def _width(settings: SimulationSettings, platform: str, topology: app.Topology, positions: np.ndarray) -> int | None:
+    """Width of the neighbour matrix, so that a GPU can replay a step as a CUDA graph; None elsewhere."""
+    return width_for(positions, topology.getPeriodicBoxVectors(), read_metadata(settings.model).cutoff_nm) if platform == "CUDA" else None
+
+
 def _too_small(context: openmm.Context, metadata: ModelMetadata) -> str | None:
     """What to say of a box that the barostat has made too small for the model, or None."""
     try:
@@ -409,7 +415,10 @@ def _run(
     positions: np.ndarray,
     progress: Callable[[int, int, float, float, float], None] | None,
 ) -> None:
-    potential = SE3Potential(settings.model, forces=settings.forces, precision=settings.precision)
+    platform = choose_platform(settings.platform)
+    # A resumed run may have become denser than its structure.
+    width = _width(settings, platform.getName(), topology, _last_positions(output) if resume else positions)
+    potential = SE3Potential(settings.model, forces=settings.forces, precision=settings.precision, max_neighbors=width)
     _check_box_of(settings, topology, potential.metadata)
     system = potential.createSystem(topology, removeCMMotion=settings.ensemble == "nvt", hydrogenMass=settings.hydrogen_mass)
     if settings.pressure_bar is not None:
@@ -423,7 +432,7 @@ def _run(
             "--hydrogen-mass 3, or take fewer inner steps, or mts",
             stacklevel=2,
         )
-    simulation = app.Simulation(topology, system, _integrator(settings), choose_platform(settings.platform))
+    simulation = app.Simulation(topology, system, _integrator(settings), platform)
     outputs = _Outputs(output, settings, simulation)
 
     if resume:
@@ -463,6 +472,7 @@ def _run(
         raise SimulationError(
             f"the dynamics failed near step {simulation.currentStep}: {reason}. Frames so far are in {output}. "
             "Try a shorter --timestep, a lower temperature, or check that the structure is complete (hydrogens, no clashes)."
+            + (f" If an atom has come to have more than {width} neighbours, --resume makes room for them." if width else "")
         ) from error
     finally:
         outputs.close()
@@ -517,6 +527,12 @@ def extend(output: Path, steps: int) -> None:
 def _absolute_model(model: str) -> str:
     """Released models by name, files by absolute path, so that a resumed run finds them from any folder."""
     return str(find_model(model).resolve()) if Path(model).is_file() else model
+
+
+def _last_positions(output: Path) -> np.ndarray:
+    """Positions (nm) of the portable state."""
+    state = openmm.XmlSerializer.deserialize((output / STATE_FILE).read_text())
+    return state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
 
 
 def _restore(simulation: app.Simulation, output: Path) -> int:

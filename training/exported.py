@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from training.inference import inference_form
-from training.neighbors import find_neighbors, minimum_image
+from training.neighbors import all_pairs_up_to, find_neighbors, fixed_width_up_to
 from training.network import AnyNetwork
 from training.network.rigid import remove_net_force_and_torque
 from training.units import ANGSTROM_PER_NM, KJ_PER_MOL_PER_EV
@@ -35,6 +35,9 @@ class ExportedModel(nn.Module):
         self.cutoff_nm = network.cutoff / ANGSTROM_PER_NM
         self.angstrom_per_nm = ANGSTROM_PER_NM
         self.kj_per_mol_per_ev = KJ_PER_MOL_PER_EV
+        # Whoever wants shapes that do not depend on the positions sets the first, and reads from the others how few or many atoms need none.
+        self.max_neighbors = 0
+        self.all_pairs_up_to, self.fixed_width_up_to = all_pairs_up_to(True), fixed_width_up_to()
         species = torch.zeros(256, dtype=torch.int64)
         species[list(atomic_numbers)] = torch.arange(len(atomic_numbers))
         self.register_buffer("species_of_number", species)
@@ -54,16 +57,15 @@ class ExportedModel(nn.Module):
             # On a GPU a comparison here would stall the device at every step; there the small box becomes NaN below.
             if not box.is_cuda and float(torch.diagonal(box).amin()) < 2 * self.cutoff_nm:
                 raise ValueError("the periodic box is too small: each diagonal element must be at least twice the cutoff of the model")
-        neighbors, mask = find_neighbors(x, box, self.cutoff_nm)
-        displacement = positions.index_select(0, neighbors.view(-1)).view(neighbors.shape[0], neighbors.shape[1], 3) - positions.unsqueeze(1)
-        if box is not None:
-            displacement = minimum_image(displacement, box)
+        neighbors, displacement, mask, excess = find_neighbors(positions, box, self.cutoff_nm, self.max_neighbors)
         # The network takes distances in the precision of the positions, but not below its own.
         if self.poison_of_number.dtype == torch.float64:
             displacement = displacement.to(torch.float64)
         # An element that the model does not know, a coordinate that is not finite (it has no neighbours and would look like an isolated
         # atom), on a GPU also a box that is too small: none may ever give a plausible number. Zero times what is not finite is NaN.
         factor = torch.add(self.poison_of_number.index_select(0, atomic_numbers).sum(), x.sum(), alpha=0.0) + self.kj_per_mol_per_ev
+        if excess is not None:
+            factor = factor + excess
         if box is not None:
             factor = torch.where(torch.diagonal(box).amin() >= 2 * self.cutoff_nm, factor, float("nan"))
         return species, displacement * self.angstrom_per_nm, neighbors, mask, factor.to(torch.float64)

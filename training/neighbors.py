@@ -1,7 +1,7 @@
 """Neighbours within a cutoff as a padded matrix, inside the exported model: exact under any box, no pair is ever dropped.
 
-Three ways to the same matrix: all pairs in place (few atoms; a fixed shape), all pairs compared in portions, and a cell list, whose
-cost is linear in the number of atoms.
+Four ways to the same matrix: all pairs in place (few atoms), all pairs compared in portions, a cell list, whose cost is linear in the number of
+atoms, and, for CUDA graphs, a matrix of given width. The first and the last have shapes that do not depend on the positions.
 """
 
 import torch
@@ -25,7 +25,21 @@ def minimum_image(displacement: Tensor, box: Tensor) -> Tensor:
     return displacement - torch.round(displacement[..., 0:1] / box[0, 0]) * box[0]
 
 
-def find_neighbors(positions: Tensor, box: Tensor | None, cutoff: float) -> tuple[Tensor, Tensor]:
+def all_pairs_up_to(is_cuda: bool) -> int:
+    """Atoms up to which pairs beyond the cutoff are carried through the network too.
+
+    On a CPU that costs less, measured, than to list the others. On a GPU their number is known only after a synchronisation, which costs more, and in
+    which no CUDA graph can be captured.
+    """
+    return 128 if is_cuda else 32
+
+
+def fixed_width_up_to() -> int:
+    """Atoms up to which a matrix of given width is made; beyond, computing takes longer than launching, and comparing all pairs costs too much."""
+    return 2000
+
+
+def find_neighbors(positions: Tensor, box: Tensor | None, cutoff: float, capacity: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """All neighbours within the cutoff, one row per atom, by the way that suits the number of atoms.
 
     Parameters
@@ -36,26 +50,42 @@ def find_neighbors(positions: Tensor, box: Tensor | None, cutoff: float) -> tupl
         ``(3, 3)`` in reduced form, each diagonal element at least twice the cutoff; None without periodic boundaries.
     cutoff : float
         In the unit of `positions`.
+    capacity : int
+        Width of the matrix, taken where not all pairs are, up to `fixed_width_up_to()` atoms; 0 for as many columns as there are neighbours.
 
     Returns
     -------
     tuple of Tensor
-        Indices ``(n_atoms, max_neighbors)`` int64, in range on padding too, and the bool mask; at least one column.
+        Indices ``(n_atoms, max_neighbors)`` int64, in range on padding too; displacements ``(n_atoms, max_neighbors, 3)``, of which autograd
+        knows; the bool mask; at least one column. Last None, or, with a capacity, a number to add to the energy: 0, or NaN if an atom has
+        more neighbours.
     """
     n_atoms = positions.shape[0]
-    # Measured on a CPU: up to 32 atoms it costs less to carry pairs beyond the cutoff through the network than to list the others. On a GPU
-    # up to 128 atoms, since the others' number is known only after a synchronisation, in which no CUDA graph can be captured.
-    if 2 <= n_atoms <= (128 if positions.is_cuda else 32):
-        return all_others(positions, box, cutoff)
-    if n_atoms < 1000:
-        return neighbor_matrix(positions, box, cutoff)
-    return cell_list(positions, box, cutoff)
+    if 2 <= n_atoms <= all_pairs_up_to(positions.is_cuda):
+        neighbors = all_others(n_atoms, positions.device)
+        displacement = displacements(positions, neighbors, box)
+        return neighbors, displacement, _is_within(displacement.detach(), cutoff), None
+    x = positions.detach()
+    if capacity > 0 and n_atoms <= fixed_width_up_to():
+        neighbors, mask, excess = fixed_width(x, box, cutoff, capacity)
+        return neighbors, displacements(positions, neighbors, box), mask, excess
+    neighbors, mask = neighbor_matrix(x, box, cutoff) if n_atoms < 1000 else cell_list(x, box, cutoff)
+    return neighbors, displacements(positions, neighbors, box), mask, None
+
+
+def displacements(positions: Tensor, neighbors: Tensor, box: Tensor | None) -> Tensor:
+    """x_j - x_i of the neighbours j ``(n_atoms, k)`` of every atom i, their nearest images in a box: ``(n_atoms, k, 3)``."""
+    n, k = neighbors.shape[0], neighbors.shape[1]
+    d = positions.index_select(0, neighbors.view(-1)).view(n, k, 3) - positions.unsqueeze(1)
+    return d if box is None else minimum_image(d, box)
+
+
+def _is_within(displacement: Tensor, cutoff: float) -> Tensor:
+    return (displacement * displacement).sum(-1) < cutoff * cutoff
 
 
 def _is_close(displacement: Tensor, box: Tensor | None, cutoff: float) -> Tensor:
-    if box is not None:
-        displacement = minimum_image(displacement, box)
-    return (displacement * displacement).sum(-1) < cutoff * cutoff
+    return _is_within(displacement if box is None else minimum_image(displacement, box), cutoff)
 
 
 def _pairs_at_once(positions: Tensor) -> int:
@@ -63,22 +93,47 @@ def _pairs_at_once(positions: Tensor) -> int:
     return 16777216 if positions.is_cuda else 32768
 
 
-def all_others(positions: Tensor, box: Tensor | None, cutoff: float) -> tuple[Tensor, Tensor]:
-    """Every atom as a neighbour of every other, those beyond the cutoff masked; of fixed shape; at least 2 atoms.
+def all_others(n_atoms: int, device: torch.device) -> Tensor:
+    """Every atom as a neighbour of every other, ``(n_atoms, n_atoms - 1)`` int64; at least 2 atoms."""
+    slot = torch.arange(n_atoms - 1, device=device).unsqueeze(0)
+    return slot + (slot >= torch.arange(n_atoms, device=device).unsqueeze(1)).to(torch.int64)
 
-    Parameters and result as in `find_neighbors`.
+
+def fixed_width(positions: Tensor, box: Tensor | None, cutoff: float, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Compare all pairs at once, and keep up to `capacity` neighbours of each atom; nothing is asked of the device.
+
+    Parameters
+    ----------
+    positions, box, cutoff
+        As in `find_neighbors`.
+    capacity : int
+        Columns.
+
+    Returns
+    -------
+    tuple of Tensor
+        Neighbours and mask ``(n_atoms, capacity)``, and (): 0, or NaN if an atom has more neighbours than that.
     """
     n_atoms = positions.shape[0]
-    slot = torch.arange(n_atoms - 1, device=positions.device).unsqueeze(0)
-    neighbors = slot + (slot >= torch.arange(n_atoms, device=positions.device).unsqueeze(1)).to(torch.int64)
-    d = positions.index_select(0, neighbors.view(-1)).view(n_atoms, n_atoms - 1, 3) - positions.unsqueeze(1)
-    return neighbors, _is_close(d, box, cutoff)
+    index = torch.arange(n_atoms, device=positions.device)
+    close = _is_close(positions.unsqueeze(0) - positions.unsqueeze(1), box, cutoff) & (index.unsqueeze(0) != index.unsqueeze(1))
+    rank = torch.cumsum(close, 1)  # of a neighbour among those of its row, from 1
+    # Whatever is none, or beyond the capacity, goes to a column that is then dropped.
+    column = torch.where(close, rank - 1, capacity).clamp_max(capacity)
+    neighbors = torch.zeros([n_atoms, capacity + 1], dtype=torch.int64, device=positions.device)
+    neighbors = neighbors.scatter(1, column, index.unsqueeze(0).expand(n_atoms, n_atoms)).narrow(1, 0, capacity).contiguous()
+    counts = rank.narrow(1, n_atoms - 1, 1)
+    mask = torch.arange(1, capacity + 1, device=positions.device).unsqueeze(0) <= counts
+    return neighbors, mask, torch.where(counts.amax() > capacity, float("nan"), 0.0)
 
 
 def _matrix(receiver: Tensor, sender: Tensor, n_atoms: int) -> tuple[Tensor, Tensor]:
     """Pairs, ascending by receiver, to the padded matrix and its mask."""
     counts = torch.zeros(n_atoms, dtype=torch.int64, device=receiver.device).index_add(0, receiver, torch.ones_like(receiver))
     width = max(int(counts.max()), 1)
+    if receiver.is_cuda:
+        # At a new shape TorchScript compiles kernels for up to a second, until after some shapes it compiles them for any.
+        width = (width + 3) // 4 * 4
     # The pairs come row by row, so a pair's column is its rank within its row.
     column = torch.arange(receiver.shape[0], device=receiver.device) - (torch.cumsum(counts, 0) - counts).index_select(0, receiver)
     neighbors = torch.zeros(n_atoms * width, dtype=torch.int64, device=receiver.device)

@@ -7,7 +7,7 @@ import torch
 from tests.training.helpers import NUMBERS, all_pairs, random_cluster, random_orthogonal, small_network
 from training.exported import ExportedModel
 from training.fused import FusedTransformer
-from training.fused.edges import EdgeCotangents, cotangents_in_portions, in_portions, make_edges
+from training.fused.edges import NO_WEIGHT, EdgeCotangents, cotangents_in_portions, in_portions, make_edges
 from training.fused.repulsion import TabulatedRepulsion
 from training.fused.spline import SplineBasis, SplineTable, spline_table
 from training.network.repulsion import ScreenedRepulsion
@@ -163,6 +163,34 @@ def assert_gradients(got, total, inputs):
     expected = torch.autograd.grad(total, inputs)
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12 * float(b.abs().max()))
+
+
+class TestWaysOfGpu:
+    """What a GPU computes in other steps, on a CPU."""
+
+    def test_factors_of_a_table(self):
+        frequencies, mix = torch.linspace(0.3, 2.0, 6, dtype=torch.float64), torch.randn(6, 40, generator=torch.Generator().manual_seed(0)).double()
+        table = SplineTable(*spline_table(lambda r: torch.tanh(r.unsqueeze(1) * frequencies) @ mix, 5.0, 64)).float()
+        assert table.has_factors
+        assert table.columns.shape == (3 * 65, 8)
+        spline = SplineBasis(5.0, 64).float()(torch.rand(300) * 5, True)
+        values, found = table(spline), table.by_factors(spline)
+        for kind in range(2):
+            assert float((found - values)[:, kind].abs().max()) < 1e-6 * float(values[:, kind].abs().max())
+
+    def test_a_table_of_few_functions_has_no_factors(self):
+        assert not SplineTable(*spline_table(TestSpline.function, 5.0, 64)).has_factors
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_softmax(self, dtype):
+        softmax = FusedTransformer(seasoned_network()).layers[0].attention.softmax.to(dtype)
+        products = 30 * torch.randn(5, 7, softmax.sink.shape[2], dtype=dtype, generator=torch.Generator().manual_seed(0))
+        log_cutoff = torch.zeros(5, 7, 1, dtype=dtype)
+        log_cutoff[0], log_cutoff[1, 3:] = NO_WEIGHT, NO_WEIGHT  # an atom without neighbours, one with padding
+        logits = torch.addmm(log_cutoff.reshape(-1, 1), products.view(35, -1), softmax.sum_in_head).view(products.shape)
+        expected = softmax(products, log_cutoff)
+        assert (expected[0] == 0).all()
+        torch.testing.assert_close(softmax.by_sums(logits), expected)
 
 
 class TestAdjointsOfNodes:

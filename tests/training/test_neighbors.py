@@ -9,9 +9,32 @@ import torch
 from training import neighbors as module
 
 # As in the exported file: scripted.
-all_others, cell_list, find_neighbors, neighbor_matrix = (
-    torch.jit.script(getattr(module, name)) for name in ("all_others", "cell_list", "find_neighbors", "neighbor_matrix")
+cell_list, find_neighbors, fixed_width, neighbor_matrix = (
+    torch.jit.script(getattr(module, name)) for name in ("cell_list", "find_neighbors", "fixed_width", "neighbor_matrix")
 )
+
+
+def in_fixed_width(x, box, cutoff):
+    neighbors, mask, excess = fixed_width(x, box, cutoff, 100)
+    assert neighbors.shape == mask.shape == (len(x), 100)
+    assert excess == 0
+    return neighbors, mask
+
+
+def of_any_number(x, box, cutoff):
+    neighbors, displacement, mask, excess = find_neighbors(x, box, cutoff)
+    assert excess is None
+    length = displacement.norm(dim=-1)
+    assert (length[mask] < cutoff).all()
+    # Padding is whatever it is, except that a pair within the cutoff is not among it.
+    assert neighbors.shape == mask.shape == length.shape
+    return neighbors, mask
+
+
+def of_few(x, box, cutoff):
+    """The way for few atoms, 32 of them at a time, whose pairs with the others are left out of what is expected."""
+    return find_neighbors(x[:32], box, cutoff)[::2]
+
 
 CUBIC = np.diag([1.7, 1.9, 2.0])
 TRICLINIC = np.array([[1.8, 0.0, 0.0], [0.7, 1.9, 0.0], [-0.8, 0.6, 2.0]])
@@ -35,11 +58,13 @@ def pairs(neighbors, mask):
 
 
 @pytest.mark.parametrize("box", [None, CUBIC, TRICLINIC], ids=["no box", "orthorhombic", "triclinic"])
-@pytest.mark.parametrize("way", [all_others, neighbor_matrix, cell_list, find_neighbors], ids=lambda way: way.name)
+@pytest.mark.parametrize(
+    "way", [of_few, neighbor_matrix, cell_list, of_any_number, in_fixed_width], ids=lambda way: getattr(way, "name", None) or way.__name__
+)
 def test_pairs(way, box):
     rng = np.random.default_rng(3)
     x = rng.uniform(0, 1, (160, 3)) @ (np.diag([2.3, 1.6, 1.9]) if box is None else box)
-    expected = brute_force(x, box)
+    expected = brute_force(x[:32] if way is of_few else x, box)
     if box is not None:
         # Atoms anywhere in space have the same neighbours as in the box.
         x = x + rng.integers(-3, 4, (len(x), 3)) @ box
@@ -74,3 +99,31 @@ def test_no_neighbours_and_lost_atoms(way):
     x[4] = torch.inf
     neighbors, mask = way(x, torch.eye(3, dtype=torch.float64) * 50, CUTOFF)
     assert not mask[3:5].any()
+
+
+@pytest.mark.parametrize("n_atoms", [8, 60], ids=["all pairs", "listed"])
+def test_displacements_are_differentiable_nearest_images(n_atoms):
+    x = (torch.rand(n_atoms, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 4 - 1).requires_grad_(True)
+    box = torch.tensor(TRICLINIC)
+    neighbors, displacement, mask, _ = find_neighbors(x, box, CUTOFF)
+    assert mask.any()
+    direct = x[neighbors] - x.unsqueeze(1)
+    shift = torch.linalg.solve(box.T, (displacement - direct).detach().reshape(-1, 3).T)
+    torch.testing.assert_close(shift, shift.round(), atol=1e-12, rtol=0)
+    assert displacement.detach().norm(dim=-1)[mask].max() < CUTOFF
+    (gradient,) = torch.autograd.grad((displacement * mask.unsqueeze(-1)).square().sum(), [x])
+    expected = torch.autograd.grad(((direct + (displacement - direct).detach()) * mask.unsqueeze(-1)).square().sum(), [x])[0]
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_more_neighbours_than_a_given_width_holds():
+    """Exactly as many fit; one more makes the number NaN that is added to the energy."""
+    x = torch.rand(40, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    most = int(neighbor_matrix(x, None, CUTOFF)[1].sum(1).max())
+    for capacity, is_nan in ((most, False), (most - 1, True)):
+        neighbors, displacement, mask, excess = find_neighbors(x, None, CUTOFF, capacity)
+        assert neighbors.shape == mask.shape == displacement.shape[:2] == (40, capacity)
+        assert torch.isnan(excess) == is_nan
+        assert int(neighbors.min()) >= 0
+        assert int(neighbors.max()) < 40
+    assert pairs(*find_neighbors(x, None, CUTOFF, most)[::2]) == pairs(*neighbor_matrix(x, None, CUTOFF))

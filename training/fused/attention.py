@@ -67,8 +67,16 @@ class ChannelSoftmax(nn.Module):
         """Products q_c k_c ``(n, k, channels)`` and log c ``(n, k, 1)`` to weights ``(n, k, channels)``."""
         flat = torch.addmm(log_cutoff.reshape(-1, 1), products.view(-1, products.shape[2]), self.sum_in_head)
         logits = flat.view(products.shape)
+        if logits.is_cuda:
+            return self.by_sums(logits)
         with_sink = torch.cat([self.sink.expand(logits.shape[0], 1, logits.shape[2]), logits], dim=1)
         return torch.softmax(with_sink, dim=1).narrow(1, 1, products.shape[1])
+
+    def by_sums(self, logits: Tensor) -> Tensor:
+        """The weights in plain steps, of logits ``(n, k, channels)``: a GPU is slow at the softmax of a dimension that is not the last."""
+        largest = torch.maximum(logits.amax(1, keepdim=True), self.sink)
+        weights = torch.exp(logits - largest)
+        return weights / (weights.sum(1, keepdim=True) + torch.exp(self.sink - largest))
 
     def adjoint(self, alpha: Tensor, g_alpha: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
         """g_s = alpha (g_alpha - sum_k alpha g_alpha): cotangents of the products and of log c.

@@ -40,6 +40,15 @@ def _add_map(x: Tensor, weight: Tensor, to: Tensor) -> Tensor:
     return torch.addmm(to.reshape(-1, to.shape[2]), x.reshape(-1, x.shape[2]), weight).view(to.shape)
 
 
+def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``(n, c_in)`` to ``(n, c_out)`` with a weight ``(c_out, c_in)``.
+
+    On a processor by `linear`: TorchScript makes two operators of an addmm, but leaves that alone. A GPU takes four kernels for it where rows are
+    few; there the sum is fused with what follows.
+    """
+    return torch.mm(x, weight.t()) + bias if x.is_cuda else nn.functional.linear(x, weight, bias)
+
+
 def joined(parts: list[Tensor], dim: int) -> Tensor:
     """Side by side; a single one is not copied."""
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
@@ -197,7 +206,6 @@ class FusedSelfInteraction(nn.Module):
         first, last = module.network[0], module.network[2]
         gains = torch.ones(_weight(first).shape[0], 1, dtype=norm.gains[0].dtype)
         gains[: self.channels[0], 0] = norm.gains[0].detach()
-        # Weights of maps with a bias are (out, in), for `linear`: TorchScript makes two operators of an addmm, but leaves that alone.
         self.hidden_weight, self.hidden_bias = _frozen((gains * _weight(first)).t()), _frozen(_bias(first))
         self.out_weight, self.out_bias = _frozen(_weight(last).t()), _frozen(_bias(last))
         # How often each entry holds y as a factor: once in a scalar, twice in a product; and beside each gate.
@@ -219,8 +227,8 @@ class FusedSelfInteraction(nn.Module):
             inputs.append((left * right).sum(1))
             mixed.append(mix)
         x = torch.cat(inputs, dim=1)
-        hidden = nn.functional.linear(x, self.hidden_weight, self.hidden_bias)
-        gates = nn.functional.linear(nn.functional.silu(hidden), self.out_weight, self.out_bias)
+        hidden = _affine(x, self.hidden_weight, self.hidden_bias)
+        gates = _affine(nn.functional.silu(hidden), self.out_weight, self.out_bias)
         parts = gates.unsqueeze(1).split(self.sections, dim=2)
         out = [torch.addcmul(state[0] + parts[0], parts[1], mixed[0])]
         for degree in range(1, len(mixed)):
@@ -280,8 +288,8 @@ class FusedReadout(nn.Module):
         """State of degrees 0 and 1 to ``(n_atoms,)`` and ``(n_atoms, 3)``, scaled, and what `adjoint` needs."""
         scale = self.scale(state[:2])
         scalars = (state[0] * scale).squeeze(1)
-        hidden = nn.functional.linear(scalars, self.hidden_weight, self.hidden_bias)
-        out = nn.functional.linear(nn.functional.silu(hidden), self.out_weight, self.out_bias)
+        hidden = _affine(scalars, self.hidden_weight, self.hidden_bias)
+        out = _affine(nn.functional.silu(hidden), self.out_weight, self.out_bias)
         gates = out.narrow(1, 1, out.shape[1] - 1) * scale.squeeze(-1)
         return out.select(1, 0), torch.bmm(state[1], gates.unsqueeze(2)).squeeze(2), [scale, scalars, hidden]
 
