@@ -158,8 +158,8 @@ def simulate(
     deviation = temperature_deviation(directory)
     if deviation is not None and abs(deviation) > 0.1:
         console.print(
-            f"[bold yellow]notice:[/] the mean temperature is {100 * deviation:+.0f}% off the thermostat's. Direct forces put heat in: raise "
-            "--friction, or use --forces conservative.",
+            f"[bold yellow]notice:[/] the mean temperature is {100 * deviation:+.0f}% off the thermostat's. Direct forces put heat in: use "
+            "--forces mts or conservative, or raise --friction.",
             highlight=False,
             soft_wrap=True,
         )

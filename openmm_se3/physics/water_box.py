@@ -1,6 +1,7 @@
-"""A periodic box of water at constant volume: does it hold together, and how is it structured."""
+"""A periodic box of water at constant volume: does it hold together, how is it structured, and how much do direct forces heat it."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from ase import Atoms
 from ase.build import molecule
 from openmm import Vec3, app, unit
 
+from openmm_se3.binding import modes_of
 from openmm_se3.physics.dynamics import Progress
 from openmm_se3.physics.report import Line, Panel, Quantity, Section
 from openmm_se3.physics.settings import PhysicsSettings
@@ -15,12 +17,14 @@ from openmm_se3.physics.statistics import mean_with_error
 from openmm_se3.physics.subject import Subject
 from openmm_se3.physics.trajectory import read_dcd
 from openmm_se3.physics.units import ANGSTROM_PER_NM, DALTON_PER_KG_PER_M3_NM3
-from openmm_se3.simulate import CHECKPOINT_FILE, LOG_FILE, TRAJECTORY_FILE, SimulationError, SimulationSettings, read_log, simulate
+from openmm_se3.simulate import CHECKPOINT_FILE, FINAL_FILE, LOG_FILE, TRAJECTORY_FILE, SimulationError, SimulationSettings, read_log, simulate
 
 DENSITY_KG_PER_M3 = 997.0  # of liquid water at 298 K and 1 bar
 LONGEST_BOND_NM = 0.13  # an O-H bond longer than this is broken
 BIN_NM = 0.005
-EQUILIBRATION = 0.25  # of the run, which the radial distribution leaves out
+EQUILIBRATION = 0.25  # of a run, which averages leave out
+REPORT_PS = 0.05
+DIRECT_PART = 0.1  # of the length of the run, which direct forces take in addition
 
 
 def water_box(waters: int, seed: int) -> tuple[app.Topology, np.ndarray]:
@@ -89,8 +93,37 @@ def radial_distribution(frames: np.ndarray, edge: float, bin_nm: float = BIN_NM)
     return (bounds[1:] + bounds[:-1]) / 2, counts / ideal
 
 
+def _report_every(steps: int, step_fs: float) -> int:
+    return max(1, min(round(REPORT_PS * 1e3 / step_fs), steps // 2))
+
+
+def _simulate(run: SimulationSettings, home: Path, progress: Progress | None) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Make a run, or go on with one that was interrupted; its log, and why it failed."""
+
+    def show(step: int, total: int, *_: float) -> None:
+        if progress is not None:
+            progress(step / total)
+
+    notes = []
+    try:
+        if (home / CHECKPOINT_FILE).exists():
+            simulate(None, home, resume=True, progress=show)
+        else:
+            # What a kill before the first checkpoint left behind.
+            shutil.rmtree(home, ignore_errors=True)
+            simulate(run, home, progress=show)
+    except SimulationError as failure:
+        notes.append(str(failure))
+    log = read_log(home / LOG_FILE) if (home / LOG_FILE).exists() else {"time_ps": np.zeros(0), "temperature_k": np.zeros(0)}
+    return log, notes
+
+
 def measure_water_box(subject: Subject, settings: PhysicsSettings, directory: Path, progress: Progress | None = None) -> Section:
-    """Langevin dynamics with direct forces in ``directory/water-box``; continues a run that was interrupted there.
+    """Langevin dynamics in ``directory/water-box``, then with direct forces in ``directory/water-box-direct``; goes on where it was interrupted.
+
+    The first run has multiple time steps, whose averages are those of the energy; where the model has a fast network, with that and heavier
+    hydrogens, which change no average. The second begins where the first ends, unless molecules broke, and tells what direct forces, which are no
+    gradient, add to the temperature.
 
     Parameters
     ----------
@@ -108,40 +141,33 @@ def measure_water_box(subject: Subject, settings: PhysicsSettings, directory: Pa
     Section
         Without quantities if nothing was run.
     """
-    title = f"{settings.box_waters} waters at constant volume, {settings.temperature:g} K, {settings.box_ps:g} ps"
     if settings.box_ps == 0:
         return Section("water-box", "Water box", [], notes=["left out of the quick setting"])
     if not subject.knows(["H", "O"]):
         return Section("water-box", "Water box", [], notes=["the model knows no water"])
+    forces = "mts-fast" if "mts-fast" in modes_of(subject.module) else "mts"
+    title = f"{settings.box_waters} waters at constant volume, {settings.temperature:g} K, {settings.box_ps:g} ps, {forces}"
     topology, positions = water_box(settings.box_waters, settings.seed)
     edge = topology.getPeriodicBoxVectors()[0][0].value_in_unit(unit.nanometer)
     structure, home = directory / "water-box.pdb", directory / "water-box"
-    notes = []
-
-    def show(step: int, total: int, *_: float) -> None:
-        if progress is not None:
-            progress(step / total)
-
-    try:
-        if (home / CHECKPOINT_FILE).exists():
-            simulate(None, home, resume=True, progress=show)
-        else:
-            # What a kill before the first checkpoint left behind.
-            shutil.rmtree(home, ignore_errors=True)
-            with open(structure, "w") as file:
-                app.PDBFile.writeFile(topology, positions * unit.nanometer, file)
-            run = SimulationSettings(
-                structure=str(structure),
-                model=subject.model,
-                temperature=settings.temperature,
-                timestep_fs=settings.timestep_fs,
-                steps=round(settings.box_ps * 1e3 / settings.timestep_fs),
-                seed=settings.seed,
-            )
-            simulate(run, home, progress=show)
-    except SimulationError as failure:
-        notes.append(str(failure))
-    log = read_log(home / LOG_FILE) if (home / LOG_FILE).exists() else {"time_ps": np.zeros(0), "temperature_k": np.zeros(0)}
+    with open(structure, "w") as file:
+        app.PDBFile.writeFile(topology, positions * unit.nanometer, file)
+    step_fs = settings.timestep_fs * settings.mts_outer
+    steps = round(settings.box_ps * 1e3 / step_fs)
+    run = SimulationSettings(
+        structure=str(structure),
+        model=subject.model,
+        forces=forces,
+        temperature=settings.temperature,
+        timestep_fs=settings.timestep_fs,
+        inner_steps=settings.mts_outer,
+        hydrogen_mass=settings.hydrogen_mass if forces == "mts-fast" else None,
+        steps=steps,
+        report_every=_report_every(steps, step_fs),
+        seed=settings.seed,
+    )
+    share = 1 - DIRECT_PART
+    log, notes = _simulate(run, home, None if progress is None else lambda part: progress(share * part))
     if not len(log["time_ps"]):
         return Section("water-box", title, [Quantity("time not reached", settings.box_ps, "ps", must=0.0)], notes=notes)
     frames = read_dcd(home / TRAJECTORY_FILE)
@@ -162,8 +188,20 @@ def measure_water_box(subject: Subject, settings: PhysicsSettings, directory: Pa
         Quantity("first peak of g(O-O) at", float(r[peak]) * ANGSTROM_PER_NM, "Å"),
         Quantity("height of the first peak", float(g[peak])),
     ]
+    temperatures = [Line(forces, log["time_ps"].tolist(), log["temperature_k"].tolist())]
+    if not notes and not quantities[1].value:
+        steps = round(DIRECT_PART * settings.box_ps * 1e3 / settings.timestep_fs)
+        direct = replace(run, structure=str(home / FINAL_FILE), forces="direct", inner_steps=1, hydrogen_mass=None, steps=steps, minimize=False)
+        direct = replace(direct, report_every=_report_every(steps, settings.timestep_fs))
+        log, notes = _simulate(
+            direct, directory / "water-box-direct", None if progress is None else lambda part: progress(share + DIRECT_PART * part)
+        )
+        if len(log["time_ps"]):
+            mean, error = mean_with_error(log["temperature_k"][int(EQUILIBRATION * len(log["time_ps"])) :])
+            quantities.append(Quantity("direct forces, mean temperature above the thermostat's", mean - settings.temperature, "K", uncertainty=error))
+            temperatures.append(Line("direct", (settings.box_ps + log["time_ps"]).tolist(), log["temperature_k"].tolist()))
     panels = [
         Panel("O-O radial distribution", "distance (Angstrom)", "g(r)", [Line("O-O", (ANGSTROM_PER_NM * r).tolist(), g.tolist())]),
-        Panel("temperature", "time (ps)", "temperature (K)", [Line("", log["time_ps"].tolist(), log["temperature_k"].tolist())]),
+        Panel("temperature", "time (ps)", "temperature (K)", temperatures),
     ]
     return Section("water-box", title, quantities, panels, notes)

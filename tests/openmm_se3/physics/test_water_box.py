@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from openmm import unit
 
+from openmm_se3.physics import water_box as water_box_module
 from openmm_se3.physics.settings import QUICK
 from openmm_se3.physics.subject import Subject
 from openmm_se3.physics.trajectory import read_dcd
@@ -65,7 +66,9 @@ def test_trajectory_holds_what_was_simulated(tmp_path):
 class TestMeasure:
     SETTINGS = replace(QUICK, box_waters=8, box_ps=0.1)
 
-    def test_run_and_continue(self, tmp_path):
+    @pytest.mark.filterwarnings("ignore:.*closed shell")
+    def test_run_and_continue(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(water_box_module, "LONGEST_BOND_NM", 1.0)  # as if the weak bonds of this model held
         subject = Subject(write_model(Morse(depth=10.0), tmp_path / "morse.pt"))
         seen = []
         section = measure_water_box(subject, self.SETTINGS, tmp_path, seen.append)
@@ -74,6 +77,9 @@ class TestMeasure:
         assert np.isfinite([q.value for q in section.quantities]).all()
         log = read_log(tmp_path / "water-box" / "log.csv")["temperature_k"]
         assert found["mean temperature above the thermostat's"].value == pytest.approx(log.mean() - 300.0)
+        direct = read_log(tmp_path / "water-box-direct" / "log.csv")["temperature_k"]
+        assert found["direct forces, mean temperature above the thermostat's"].value == pytest.approx(direct.mean() - 300.0)
+        assert seen == sorted(seen)
         assert seen[-1] == 1.0
         assert [p.title for p in section.panels] == ["O-O radial distribution", "temperature"]
         written = (tmp_path / "water-box" / "trajectory.dcd").stat().st_size
@@ -87,6 +93,7 @@ class TestMeasure:
         found = {q.name: q for q in measure_water_box(subject, self.SETTINGS, tmp_path).quantities}
         assert found["broken molecules at the end"].value > 0
         assert found["broken molecules at the end"].verdict == "missed"
+        assert not (tmp_path / "water-box-direct").exists()
 
     def test_left_out_when_quick(self, tmp_path):
         subject = Subject(write_model(Morse(), tmp_path / "morse.pt"))
