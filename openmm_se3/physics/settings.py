@@ -76,6 +76,6 @@ FULL = PhysicsSettings(
     langevin_ps=50.0,
     langevin_forces=("direct", "conservative", "mts"),
     points=200,
-    box_waters=216,
+    box_waters=125,
     box_ps=20.0,
 )
