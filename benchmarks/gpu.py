@@ -36,12 +36,13 @@ from openmm import app, unit
 from benchmarks.evaluation import evaluations, force_modes
 from benchmarks.records import machine, save, settings_of
 from benchmarks.scaling import plot
-from benchmarks.speed_worker import POTENTIALS, cuda_peak_mb, resident_mb, start, time_block
+from benchmarks.speed_worker import cuda_peak_mb, resident_mb, start, time_block
 from benchmarks.systems import NAMES, water_box, write_structure
 from benchmarks.workers import Row, line_of, measure, peers
 from openmm_se3 import SE3Potential
 from openmm_se3.cuda_graphs import width_for
 from openmm_se3.model_file import read_metadata
+from openmm_se3.platforms import platform_names
 from openmm_se3.structures import read_structure
 
 SIZES = "ethanol,alanine-dipeptide,water66,water216,water833,water1728,water3333,water8333,water16666"
@@ -169,26 +170,6 @@ def installed_peers(platform):
     return {name.replace("=", " "): Row(name, sys.executable, platform) for name in found}
 
 
-class _Nothing(torch.nn.Module):
-    """What a TorchForce costs that computes nothing."""
-
-    def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.zeros([], dtype=torch.float64, device=positions.device), torch.zeros_like(positions)
-
-
-def nothing(pdb, options, platform, cuda_graphs):
-    """A System whose forces are zero."""
-    from openmmtorch import TorchForce
-
-    system = openmm.System()
-    for atom in pdb.topology.atoms():
-        system.addParticle(atom.element.mass)
-    force = TorchForce(torch.jit.script(_Nothing()))
-    force.setOutputsForces(True)
-    system.addForce(force)
-    return system
-
-
 def time_mode(potential, pdb, platform, graphs, blocks, seconds):
     """Record of one potential in this process: a GPU is no faster or slower for what runs beside it."""
     if torch.cuda.is_available():
@@ -278,7 +259,7 @@ def main():
     parser.add_argument("--blocks", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="length of a block")
     arguments = parser.parse_args()
-    platforms = [openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())]
+    platforms = platform_names()
     if arguments.platform not in platforms:
         parser.error(
             f"OpenMM has no platform {arguments.platform} here; it has {', '.join(platforms)}. On a machine with a GPU install the build for it, "
@@ -330,8 +311,6 @@ def main():
     if failed:
         raise SystemExit(1)
 
-
-POTENTIALS["nothing"] = nothing
 
 if __name__ == "__main__":
     main()

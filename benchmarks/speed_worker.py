@@ -57,7 +57,26 @@ def nequip(pdb, options, platform, cuda_graphs):
     return MLPotential("nequip", modelPath="random", lengthScale=0.1, energyScale=96.485).createSystem(pdb.topology, removeCMMotion=False)
 
 
-POTENTIALS = {"se3": se3, "so3lr": so3lr, "nequip": nequip}
+def nothing(pdb, options, platform, cuda_graphs):
+    """What a TorchForce costs that computes nothing."""
+    import openmm
+    import torch
+    from openmmtorch import TorchForce
+
+    class Nothing(torch.nn.Module):
+        def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.zeros([], dtype=torch.float64, device=positions.device), torch.zeros_like(positions)
+
+    system = openmm.System()
+    for atom in pdb.topology.atoms():
+        system.addParticle(atom.element.mass)
+    force = TorchForce(torch.jit.script(Nothing()))
+    force.setOutputsForces(True)
+    system.addForce(force)
+    return system
+
+
+POTENTIALS = {"nothing": nothing, "se3": se3, "so3lr": so3lr, "nequip": nequip}
 
 
 def resident_mb():

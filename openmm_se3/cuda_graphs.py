@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import openmm
 import torch
 
 from openmm_se3.binding import Term
 from openmm_se3.model_file import module_from_bytes, module_to_bytes
+from openmm_se3.platforms import platform_names
 from openmm_se3.structures import in_nanometers
 
 #: Neighbours per atom that a run may gain over its start before a given width is too small.
@@ -76,8 +76,7 @@ def has_fixed_shapes(model: torch.jit.ScriptModule, n_atoms: int) -> bool:
 
 def can_capture() -> bool:
     """Whether torch sees a GPU and OpenMM has its platform for it."""
-    names = (openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms()))
-    return torch.cuda.is_available() and "CUDA" in names
+    return torch.cuda.is_available() and "CUDA" in platform_names()
 
 
 def capture_problem(

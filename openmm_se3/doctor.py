@@ -208,7 +208,9 @@ def diagnose() -> Diagnosis:
     try:
         import openmm
 
-        platforms = [openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())]
+        from openmm_se3.platforms import platform_names
+
+        platforms = platform_names()
         versions["OpenMM platforms"] = ", ".join(platforms)
         failures = [Path(text.removeprefix("Error loading library ")).name for text in openmm.Platform.getPluginLoadFailures()]
         versions["OpenMM plugins that failed"] = "\n".join(failures) or "none"

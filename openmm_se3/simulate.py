@@ -25,6 +25,7 @@ from openmm_se3.integrators import MultipleTimeStepIntegrator
 from openmm_se3.masses import masses_of
 from openmm_se3.model_file import ModelMetadata, find_model, read_metadata
 from openmm_se3.molecules import keep_molecules_whole, make_whole
+from openmm_se3.platforms import platform_names
 from openmm_se3.potential import SE3Potential
 from openmm_se3.structures import check_coordinates, read_structure, unlikely_molecules
 
@@ -143,7 +144,7 @@ def choose_platform(name: str) -> openmm.Platform:
     SimulationError
         If there is no such platform; the message lists those there are.
     """
-    names = [openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())]
+    names = platform_names()
     if name == "auto":
         name = "CUDA" if "CUDA" in names else "Reference"
     if name not in names:
@@ -240,9 +241,16 @@ def _check_box_of(settings: SimulationSettings, topology: app.Topology, metadata
         raise UnsupportedSystemError(f"{settings.structure}: {error} For a molecule in vacuum leave the box out, with --box none.") from None
 
 
-def _width(settings: SimulationSettings, platform: str, topology: app.Topology, positions: np.ndarray) -> int | None:
-    """Width of the neighbour matrix, so that a GPU can replay a step as a CUDA graph; None elsewhere."""
-    return width_for(positions, topology.getPeriodicBoxVectors(), read_metadata(settings.model).cutoff_nm) if platform == "CUDA" else None
+def _width(settings: SimulationSettings, platform: str, topology: app.Topology, positions: np.ndarray, resumed: Path | None = None) -> int | None:
+    """Width of the neighbour matrix, so that a GPU can replay a step as a CUDA graph; None elsewhere. A `resumed` run may have become denser."""
+    if platform != "CUDA":
+        return None
+    box = topology.getPeriodicBoxVectors()
+    if resumed is not None:
+        state = _portable_state(resumed)
+        positions = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
+        box = box if box is None else state.getPeriodicBoxVectors()
+    return width_for(positions, box, read_metadata(settings.model).cutoff_nm)
 
 
 def _too_small(context: openmm.Context, metadata: ModelMetadata) -> str | None:
@@ -416,8 +424,7 @@ def _run(
     progress: Callable[[int, int, float, float, float], None] | None,
 ) -> None:
     platform = choose_platform(settings.platform)
-    # A resumed run may have become denser than its structure.
-    width = _width(settings, platform.getName(), topology, _last_positions(output) if resume else positions)
+    width = _width(settings, platform.getName(), topology, positions, output if resume else None)
     potential = SE3Potential(settings.model, forces=settings.forces, precision=settings.precision, max_neighbors=width)
     _check_box_of(settings, topology, potential.metadata)
     system = potential.createSystem(topology, removeCMMotion=settings.ensemble == "nvt", hydrogenMass=settings.hydrogen_mass)
@@ -529,10 +536,8 @@ def _absolute_model(model: str) -> str:
     return str(find_model(model).resolve()) if Path(model).is_file() else model
 
 
-def _last_positions(output: Path) -> np.ndarray:
-    """Positions (nm) of the portable state."""
-    state = openmm.XmlSerializer.deserialize((output / STATE_FILE).read_text())
-    return state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
+def _portable_state(output: Path) -> openmm.State:
+    return openmm.XmlSerializer.deserialize((output / STATE_FILE).read_text())
 
 
 def _restore(simulation: app.Simulation, output: Path) -> int:
@@ -540,7 +545,7 @@ def _restore(simulation: app.Simulation, output: Path) -> int:
     try:
         simulation.context.loadCheckpoint((output / CHECKPOINT_FILE).read_bytes())
     except openmm.OpenMMException:
-        simulation.context.setState(openmm.XmlSerializer.deserialize((output / STATE_FILE).read_text()))
+        simulation.context.setState(_portable_state(output))
     return int(simulation.currentStep)
 
 

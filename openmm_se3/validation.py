@@ -18,6 +18,7 @@ from torch import Tensor
 from openmm_se3.binding import modes_of
 from openmm_se3.force import create_forces
 from openmm_se3.model_file import ModelMetadata, load_model
+from openmm_se3.platforms import platform_names
 
 #: Relative error of equivariance (equation 3.1 of the thesis) that each precision must stay below. In float64 it tells whether a model is
 #: equivariant; in float32 it is rounding, of which a network that knows a single molecule has more on others: 2e-6 was seen.
@@ -136,7 +137,7 @@ def validate_model(name_or_path: str | Path, with_openmm: bool = True) -> list[C
         if metadata.n_members > 1:
             _check_deviations(model, x64, z, EQUIVARIANCE_LIMIT[dtype], add)
         if with_openmm:
-            names = [openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())]
+            names = platform_names()
             for platform in (p for p in ("Reference", "CPU", "CUDA") if p in names):
                 for mode in modes_of(model):
                     # OpenMM hands over float64 positions on the CPU, so compare with the same.

@@ -67,7 +67,7 @@ QUICK = PhysicsSettings(
     box_waters=0,
     box_ps=0.0,
 )
-#: Long enough to tell 0.05 K/ps: about a day of one core, a third of it for the box, with the released model.
+#: Long enough to tell 0.05 K/ps: about a day of one core with the released model.
 FULL = PhysicsSettings(
     molecules=("ethanol", "paracetamol"),
     frames=5,

@@ -179,9 +179,10 @@ def measure_water_box(subject: Subject, settings: PhysicsSettings, directory: Pa
     peak = int(np.argmax(g))
     mean, error = mean_with_error(log["temperature_k"][kept])
     left = settings.box_ps - float(log["time_ps"][-1])
+    broken = int((lengths[-1] > LONGEST_BOND_NM).any(-1).sum())
     quantities = [
         Quantity("time not reached", left if left > 1e-6 else 0.0, "ps", must=0.0),
-        Quantity("broken molecules at the end", float((lengths[-1] > LONGEST_BOND_NM).any(-1).sum()), must=0.0),
+        Quantity("broken molecules at the end", float(broken), must=0.0),
         Quantity("longest O-H bond of the run", float(lengths.max()) * ANGSTROM_PER_NM, "Å"),
         # A tenth is what `openmm-se3 simulate` too gives notice of.
         Quantity("mean temperature above the thermostat's", mean - settings.temperature, "K", must=0.1 * settings.temperature, uncertainty=error),
@@ -189,7 +190,7 @@ def measure_water_box(subject: Subject, settings: PhysicsSettings, directory: Pa
         Quantity("height of the first peak", float(g[peak])),
     ]
     temperatures = [Line(forces, log["time_ps"].tolist(), log["temperature_k"].tolist())]
-    if not notes and not quantities[1].value:
+    if not notes and not broken:
         steps = round(DIRECT_PART * settings.box_ps * 1e3 / settings.timestep_fs)
         direct = replace(run, structure=str(home / FINAL_FILE), forces="direct", inner_steps=1, hydrogen_mass=None, steps=steps, minimize=False)
         direct = replace(direct, report_every=_report_every(steps, settings.timestep_fs))

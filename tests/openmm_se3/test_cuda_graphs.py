@@ -57,11 +57,22 @@ class TestWidth:
         assert with_width(old, 40) is old
         assert not has_fixed_shapes(old, 20)
 
-    def test_of_a_run(self):
+    def test_of_a_run(self, tmp_path):
         topology, positions = water_box(66)
         settings = simulate.SimulationSettings(structure="water.pdb")
+        box = topology.getPeriodicBoxVectors()
         assert simulate._width(settings, "Reference", topology, positions) is None
         assert simulate._width(settings, "CUDA", topology, positions) == width_for(positions, topology.getPeriodicBoxVectors(), 0.5)
+        # One that goes on from a denser state, in a smaller box.
+        system = openmm.System()
+        for _ in positions:
+            system.addParticle(1.0)
+        context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
+        context.setPeriodicBoxVectors(*(0.9 * box))
+        context.setPositions(0.9 * positions)
+        (tmp_path / simulate.STATE_FILE).write_text(openmm.XmlSerializer.serialize(context.getState(getPositions=True)))
+        denser = simulate._width(settings, "CUDA", topology, positions, tmp_path)
+        assert denser == width_for(0.9 * positions, 0.9 * box, 0.5) > width_for(positions, box, 0.5)
 
 
 def test_sizes_with_fixed_shapes(model):

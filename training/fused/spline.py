@@ -135,8 +135,7 @@ class SplineTable(nn.Module):
     Notes
     -----
     A GPU gathers few columns faster than many. All functions of a radial network are combinations of its hidden units, so their table is the product
-    of two factors of that rank, and there, in float32, the rows of the first are gathered and multiplied by the second: in 216 waters on an
-    H200 in half the time.
+    of two factors of that rank, and there, in float32, the rows of the first are gathered and multiplied by the second.
     """
 
     table: Tensor
