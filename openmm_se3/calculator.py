@@ -54,7 +54,7 @@ class SE3Calculator(Calculator):
         self.metadata = potential.metadata
         self._direct = forces == "direct"
         self._device = torch.device(device or "cpu")
-        self._model = potential._model.to(self._device)
+        self._model = potential.model.to(self._device)
 
     def __getstate__(self) -> dict[str, Any]:
         """For `pickle`, which workers of `multiprocessing` need: the module as the bytes of its file."""

@@ -76,9 +76,10 @@ def simulate(
     forces: Annotated[
         str,
         typer.Option(
-            help="direct, conservative, mts: direct forces in the inner steps, corrected to conservative, or mts-fast: a fast network in them."
+            help="direct, conservative, mts: direct forces in the inner steps, corrected to conservative, mts-fast: a fast network in them, or auto: "
+            "direct for one molecule with a thermostat, else conservative."
         ),
-    ] = "direct",
+    ] = "auto",
     precision: Annotated[str, typer.Option(help="single or double.")] = "single",
     ensemble: Annotated[str, typer.Option(help="nvt (Langevin) or nve (Verlet).")] = "nvt",
     pressure: Annotated[float | None, typer.Option(help="Bar; keeps it by a Monte Carlo barostat, in a periodic box.")] = None,
@@ -104,7 +105,7 @@ def simulate(
     """Minimise a structure, run dynamics, write trajectory, log, checkpoint and a picture."""
     import openmm
 
-    from openmm_se3.simulate import PLOT_FILE, TRAJECTORY_FILE, SimulationError, SimulationSettings, extend, temperature_deviation
+    from openmm_se3.simulate import PLOT_FILE, TRAJECTORY_FILE, SimulationError, SimulationSettings, extend, read_settings, temperature_deviation
     from openmm_se3.simulate import simulate as run
 
     if structure is None and not (resume and output is not None):
@@ -157,9 +158,10 @@ def simulate(
         raise _fail(error) from None
     deviation = temperature_deviation(directory)
     if deviation is not None and abs(deviation) > 0.1:
+        is_direct = read_settings(directory).forces == "direct"
+        remedy = "Direct forces put heat in: use --forces mts or conservative" if is_direct else "Take shorter steps"
         console.print(
-            f"[bold yellow]notice:[/] the mean temperature is {100 * deviation:+.0f}% off the thermostat's. Direct forces put heat in: use "
-            "--forces mts or conservative, or raise --friction.",
+            f"[bold yellow]notice:[/] the mean temperature is {100 * deviation:+.0f}% off the thermostat's. {remedy}, or raise --friction.",
             highlight=False,
             soft_wrap=True,
         )

@@ -99,7 +99,7 @@ class CommitteeReporter:
         self._names = atom_names(topology, indices)
         self._periodic = topology.getPeriodicBoxVectors() is not None
         # A copy, so that it can be on a device of its own.
-        self._model = module_from_bytes(module_to_bytes(potential._model)).to(potential.device or "cpu")
+        self._model = module_from_bytes(module_to_bytes(potential.model)).to(potential.device or "cpu")
         self._owned = isinstance(file, (str, Path))
         self._file: TextIO = open(file, "a" if append else "w", newline="") if isinstance(file, (str, Path)) else file  # noqa: SIM115 - lives as long
         self._writer = csv.writer(self._file)

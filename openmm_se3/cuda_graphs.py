@@ -67,11 +67,16 @@ def with_width(model: torch.jit.ScriptModule, max_neighbors: int) -> torch.jit.S
     return copy
 
 
+def needs_width(model: torch.jit.ScriptModule, n_atoms: int) -> bool:
+    """Whether a model of `load_model` computes so many atoms with shapes that never change if it has a width, and not without."""
+    return hasattr(model, "max_neighbors") and model.all_pairs_up_to < n_atoms <= model.fixed_width_up_to
+
+
 def has_fixed_shapes(model: torch.jit.ScriptModule, n_atoms: int) -> bool:
     """Whether a model of `load_model` or `with_width` computes so many atoms on a GPU with shapes that never change."""
     if n_atoms < 2 or not hasattr(model, "max_neighbors"):
         return False
-    return n_atoms <= model.all_pairs_up_to or (model.max_neighbors > 0 and n_atoms <= model.fixed_width_up_to)
+    return n_atoms <= model.all_pairs_up_to or (model.max_neighbors > 0 and needs_width(model, n_atoms))
 
 
 def can_capture() -> bool:

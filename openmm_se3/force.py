@@ -14,7 +14,7 @@ from openmm import app, unit
 from torch import Tensor
 
 from openmm_se3.binding import TERMS, Term, bind, in_place, scale
-from openmm_se3.cuda_graphs import can_capture, capture_problem, has_fixed_shapes, with_width
+from openmm_se3.cuda_graphs import can_capture, capture_problem, has_fixed_shapes, needs_width, with_width
 from openmm_se3.errors import UnsupportedSystemError
 from openmm_se3.installation import MEND, openmmtorch_mismatch
 from openmm_se3.model_file import ModelMetadata
@@ -184,7 +184,7 @@ def create_forces(
         groups = None
     if groups is not None and max_neighbors is None and can_capture():
         max_neighbors = int(np.bincount(groups).max())  # no atom has more
-    if max_neighbors is not None:
+    if max_neighbors is not None and needs_width(model, len(atoms)):
         model = with_width(model, max_neighbors)
     graphs = cuda_graphs and backend == "TorchForce" and not scale_parameters and has_fixed_shapes(model, len(atoms)) and can_capture()
     if groups is not None:

@@ -69,6 +69,8 @@ class SE3Potential:
 
     Attributes
     ----------
+    model : ScriptModule
+        What `load_model` returned, in `precision`.
     metadata : ModelMetadata
         Elements, cutoff, level of theory, errors and licence of the model.
 
@@ -111,21 +113,21 @@ class SE3Potential:
         self.precision = precision
         self.max_neighbors = max_neighbors
         self.cuda_graphs = cuda_graphs
-        self._model = load_model(model)
-        self.metadata: ModelMetadata = self._model.metadata
-        if forces not in modes_of(self._model):
+        self.model = load_model(model)
+        self.metadata: ModelMetadata = self.model.metadata
+        if forces not in modes_of(self.model):
             raise ValueError(
                 f"model {self.metadata.name!r} has no fast network, which forces={forces!r} needs: use forces='mts', or export the model with one "
                 "('python -m training export MODEL NEW.pt --fast FAST')"
             )
-        self._model.to(PRECISIONS[precision])
+        self.model.to(PRECISIONS[precision])
 
     def __getstate__(self) -> dict[str, Any]:
         """For `pickle`, which workers of `multiprocessing` need: the module as the bytes of its file."""
-        return self.__dict__ | {"_model": module_to_bytes(self._model)}
+        return self.__dict__ | {"model": module_to_bytes(self.model)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state | {"_model": module_from_bytes(state["_model"])})
+        self.__dict__.update(state | {"model": module_from_bytes(state["model"])})
 
     def addForces(
         self,
@@ -203,7 +205,7 @@ class SE3Potential:
         if box is not None and system.getNumParticles() > 0:
             _warn_of_another_box(box, system)
         return create_forces(
-            model=self._model,
+            model=self.model,
             metadata=self.metadata,
             atomic_numbers=numbers,
             atoms=indices,

@@ -8,7 +8,7 @@ import struct
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +17,17 @@ import torch
 from openmm import app, unit
 
 from openmm_se3.binding import MULTIPLE_TIME_STEPS
-from openmm_se3.cuda_graphs import width_for
+from openmm_se3.cuda_graphs import needs_width, width_for
 from openmm_se3.errors import UnsupportedSystemError
 from openmm_se3.force import check_box
 from openmm_se3.guard import DomainError, DomainGuard
 from openmm_se3.integrators import MultipleTimeStepIntegrator
 from openmm_se3.masses import masses_of
-from openmm_se3.model_file import ModelMetadata, find_model, read_metadata
+from openmm_se3.model_file import ModelMetadata, find_model
 from openmm_se3.molecules import keep_molecules_whole, make_whole
 from openmm_se3.platforms import platform_names
 from openmm_se3.potential import SE3Potential
-from openmm_se3.structures import check_coordinates, read_structure, unlikely_molecules
+from openmm_se3.structures import check_coordinates, molecule_of_atoms, read_structure, unlikely_molecules
 
 ENSEMBLES = ("nvt", "nve")
 #: Outer step beyond which ``"mts-fast"`` wants heavier hydrogens: vibrations of ordinary ones get fewer than six kicks in a period.
@@ -61,7 +61,7 @@ class SimulationSettings:
     model : str
         Name of a released model or path of an exported file.
     forces : str
-        Force mode of `SE3Potential`.
+        Force mode of `SE3Potential`; ``auto`` as `suitable_forces` says.
     precision : str
         ``single`` or ``double``.
     ensemble : str
@@ -96,7 +96,7 @@ class SimulationSettings:
 
     structure: str
     model: str = "se3-ani1x"
-    forces: str = "direct"
+    forces: str = "auto"
     precision: str = "single"
     ensemble: str = "nvt"
     pressure_bar: float | None = None
@@ -166,6 +166,26 @@ def torch_threads(n_atoms: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def suitable_forces(settings: SimulationSettings, topology: app.Topology, positions: np.ndarray) -> str:
+    """Force mode for a run whose settings leave it open: ``direct`` for one molecule under a thermostat, else ``conservative``.
+
+    Direct forces put heat in. In a molecule the thermostat takes it away, at constant energy nothing does, and between molecules there is more of it
+    than the default friction takes: water of `se3-ani1x` runs 41 K too hot (its card). A barostat compares energies, whose gradient direct forces
+    are not.
+
+    Parameters
+    ----------
+    settings : SimulationSettings
+        Of the run.
+    topology : openmm.app.Topology
+        Elements and box.
+    positions : ndarray
+        ``(n_atoms, 3)`` nm, from which the molecules are told.
+    """
+    is_one = topology.getPeriodicBoxVectors() is None and not molecule_of_atoms(topology, positions).any()
+    return "direct" if settings.ensemble == "nvt" and is_one else "conservative"
 
 
 def minimize(topology: app.Topology, positions: np.ndarray, settings: SimulationSettings, max_iterations: int = 500) -> np.ndarray:
@@ -241,16 +261,16 @@ def _check_box_of(settings: SimulationSettings, topology: app.Topology, metadata
         raise UnsupportedSystemError(f"{settings.structure}: {error} For a molecule in vacuum leave the box out, with --box none.") from None
 
 
-def _width(settings: SimulationSettings, platform: str, topology: app.Topology, positions: np.ndarray, resumed: Path | None = None) -> int | None:
-    """Width of the neighbour matrix, so that a GPU can replay a step as a CUDA graph; None elsewhere. A `resumed` run may have become denser."""
-    if platform != "CUDA":
+def _width(model: torch.jit.ScriptModule, platform: str, topology: app.Topology, positions: np.ndarray, resumed: Path | None = None) -> int | None:
+    """Width of the neighbour matrix, where a GPU needs one to replay a step as a CUDA graph. A `resumed` run may have become denser."""
+    if platform != "CUDA" or not needs_width(model, len(positions)):
         return None
     box = topology.getPeriodicBoxVectors()
     if resumed is not None:
         state = _portable_state(resumed)
         positions = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
         box = box if box is None else state.getPeriodicBoxVectors()
-    return width_for(positions, box, read_metadata(settings.model).cutoff_nm)
+    return width_for(positions, box, model.metadata.cutoff_nm)
 
 
 def _too_small(context: openmm.Context, metadata: ModelMetadata) -> str | None:
@@ -410,6 +430,14 @@ def simulate(
     topology, positions = read_structure(output / "topology.pdb") if resume else read_structure(Path(settings.structure), settings.box_nm)
     symbols = [a.element.symbol if a.element is not None else "?" for a in topology.atoms()]
     check_coordinates(positions, symbols)
+    if settings.forces == "auto":
+        settings = replace(settings, forces=suitable_forces(settings, topology, positions))
+        if settings.forces != "direct":
+            warnings.warn(
+                "forces are conservative here, since direct ones heat a liquid, and any molecule at constant energy. Multiple time steps take less "
+                "time: --forces mts, or mts-fast with --hydrogen-mass 3",
+                stacklevel=2,
+            )
     with torch_threads(topology.getNumAtoms()):
         _run(settings, output, resume, topology, positions, progress)
     return output
@@ -424,8 +452,8 @@ def _run(
     progress: Callable[[int, int, float, float, float], None] | None,
 ) -> None:
     platform = choose_platform(settings.platform)
-    width = _width(settings, platform.getName(), topology, positions, output if resume else None)
-    potential = SE3Potential(settings.model, forces=settings.forces, precision=settings.precision, max_neighbors=width)
+    potential = SE3Potential(settings.model, forces=settings.forces, precision=settings.precision)
+    width = potential.max_neighbors = _width(potential.model, platform.getName(), topology, positions, output if resume else None)
     _check_box_of(settings, topology, potential.metadata)
     system = potential.createSystem(topology, removeCMMotion=settings.ensemble == "nvt", hydrogenMass=settings.hydrogen_mass)
     if settings.pressure_bar is not None:

@@ -202,6 +202,19 @@ def _reduced(rows_of_cell: tuple[tuple[float, ...], ...]) -> tuple[np.ndarray, n
     return forms[0 if room[0] > max(room) - 1e-6 else int(np.argmax(room))]
 
 
+def _bonds_and_molecules(atoms: "Atoms") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Both atoms of each bond, in both orders, and the index of each atom's molecule; none are bonded if a coordinate is not finite."""
+    from ase.neighborlist import natural_cutoffs, neighbor_list
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    first = second = np.zeros(0, dtype=int)
+    if np.isfinite(atoms.positions).all():
+        first, second = neighbor_list("ij", atoms, natural_cutoffs(atoms, mult=1.15))
+    molecule = connected_components(coo_array((np.ones(len(first)), (first, second)), shape=(len(atoms), len(atoms))))[1]
+    return first, second, molecule
+
+
 def topology_of(atoms: "Atoms") -> app.Topology:
     """Topology of a structure of ASE without its box, with bonds by distance and a residue for each molecule that they make.
 
@@ -217,14 +230,7 @@ def topology_of(atoms: "Atoms") -> app.Topology:
     openmm.app.Topology
         Atoms in the same order.
     """
-    from ase.neighborlist import natural_cutoffs, neighbor_list
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    first = second = np.zeros(0, dtype=int)
-    if np.isfinite(atoms.positions).all():
-        first, second = neighbor_list("ij", atoms, natural_cutoffs(atoms, mult=1.15))
-    molecule = connected_components(coo_array((np.ones(len(first)), (first, second)), shape=(len(atoms), len(atoms))))[1]
+    first, second, molecule = _bonds_and_molecules(atoms)
     if (np.diff(molecule) < 0).any():  # they are numbered by their first atoms
         molecule[:] = 0
     topology = app.Topology()
@@ -242,6 +248,36 @@ def topology_of(atoms: "Atoms") -> app.Topology:
     return topology
 
 
+def molecule_of_atoms(topology: app.Topology, positions: np.ndarray) -> np.ndarray:
+    """Which atoms are together, by distances: the topology's bonds are not asked, since many files have none.
+
+    Parameters
+    ----------
+    topology : openmm.app.Topology
+        Elements and box.
+    positions : ndarray
+        ``(n_atoms, 3)`` nm.
+
+    Returns
+    -------
+    ndarray
+        ``(n_atoms,)``: the index of each atom's molecule, from 0.
+    """
+    from ase import Atoms, units
+
+    atoms = Atoms(_symbols(topology), positions=positions * (units.nm / units.Ang))
+    box = topology.getPeriodicBoxVectors()
+    if box is not None:
+        atoms.set_cell(np.array(box.value_in_unit(unit.angstrom)))
+        atoms.pbc = True
+    return _bonds_and_molecules(atoms)[2]
+
+
+def _symbols(topology: app.Topology) -> list[str]:
+    """Elements; X for what is none."""
+    return [a.element.symbol if a.element is not None else "X" for a in topology.atoms()]
+
+
 def unlikely_molecules(topology: app.Topology, positions: np.ndarray) -> list[str]:
     """Molecules that are, as far as elements and distances tell, no neutral closed shells, the only kind a model is trained on.
 
@@ -251,7 +287,7 @@ def unlikely_molecules(topology: app.Topology, positions: np.ndarray) -> list[st
     Parameters
     ----------
     topology : openmm.app.Topology
-        Elements and box; its bonds are not asked, since many files have none.
+        Elements and box.
     positions : ndarray
         ``(n_atoms, 3)`` nm.
 
@@ -260,20 +296,11 @@ def unlikely_molecules(topology: app.Topology, positions: np.ndarray) -> list[st
     list of str
         One sentence for each kind of molecule, without a full stop.
     """
-    from ase import Atoms, units
-    from ase.neighborlist import natural_cutoffs, neighbor_list
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+    from ase import Atoms
 
-    atoms = Atoms([a.element.symbol if a.element is not None else "X" for a in topology.atoms()], positions=positions * (units.nm / units.Ang))
-    box = topology.getPeriodicBoxVectors()
-    if box is not None:
-        atoms.set_cell(np.array(box.value_in_unit(unit.angstrom)))
-        atoms.pbc = True
-    first, second = neighbor_list("ij", atoms, natural_cutoffs(atoms, mult=1.15))
-    n_molecules, molecule = connected_components(coo_array((np.ones(len(first)), (first, second)), shape=(len(atoms), len(atoms))))
+    atoms, molecule = Atoms(_symbols(topology)), molecule_of_atoms(topology, positions)
     found: dict[tuple[str, str], list[int]] = {}
-    for k in range(n_molecules):
+    for k in range(molecule.max(initial=-1) + 1):
         members = np.flatnonzero(molecule == k)
         elements = atoms[members]
         if "X" in elements.symbols:

@@ -11,7 +11,7 @@ from openmm import app, unit
 from benchmarks.systems import water_box
 from openmm_se3 import SE3Potential, cuda_graphs, force, simulate
 from openmm_se3.binding import TERMS, bind, in_place
-from openmm_se3.cuda_graphs import has_fixed_shapes, width_for, with_width
+from openmm_se3.cuda_graphs import has_fixed_shapes, needs_width, width_for, with_width
 from openmm_se3.model_file import load_model
 from openmm_se3.replicas import replicate
 
@@ -57,12 +57,12 @@ class TestWidth:
         assert with_width(old, 40) is old
         assert not has_fixed_shapes(old, 20)
 
-    def test_of_a_run(self, tmp_path):
+    def test_of_a_run(self, model, tmp_path):
         topology, positions = water_box(66)
-        settings = simulate.SimulationSettings(structure="water.pdb")
         box = topology.getPeriodicBoxVectors()
-        assert simulate._width(settings, "Reference", topology, positions) is None
-        assert simulate._width(settings, "CUDA", topology, positions) == width_for(positions, topology.getPeriodicBoxVectors(), 0.5)
+        assert simulate._width(model, "Reference", topology, positions) is None
+        assert simulate._width(model, "CUDA", topology, positions[:128]) is None  # few atoms need none
+        assert simulate._width(model, "CUDA", topology, positions) == width_for(positions, topology.getPeriodicBoxVectors(), 0.5)
         # One that goes on from a denser state, in a smaller box.
         system = openmm.System()
         for _ in positions:
@@ -71,7 +71,7 @@ class TestWidth:
         context.setPeriodicBoxVectors(*(0.9 * box))
         context.setPositions(0.9 * positions)
         (tmp_path / simulate.STATE_FILE).write_text(openmm.XmlSerializer.serialize(context.getState(getPositions=True)))
-        denser = simulate._width(settings, "CUDA", topology, positions, tmp_path)
+        denser = simulate._width(model, "CUDA", topology, positions, tmp_path)
         assert denser == width_for(0.9 * positions, 0.9 * box, 0.5) > width_for(positions, box, 0.5)
 
 
@@ -79,6 +79,7 @@ def test_sizes_with_fixed_shapes(model):
     wide = with_width(model, 40)
     assert [has_fixed_shapes(model, n) for n in (1, 2, 128, 129, 2000)] == [False, True, True, False, False]
     assert [has_fixed_shapes(wide, n) for n in (1, 128, 129, 2000, 2001)] == [False, True, True, True, False]
+    assert [needs_width(model, n) for n in (1, 128, 129, 2000, 2001)] == [False, False, True, True, False]
 
 
 class TestMaxNeighbors:
@@ -90,6 +91,14 @@ class TestMaxNeighbors:
         right_energy, right = evaluate(SE3Potential(forces=forces, precision="double"), topology, positions)
         assert abs(energy - right_energy) < 1e-9 * abs(right_energy)
         assert np.abs(found - right).max() < 1e-9 * np.abs(right).max()
+
+    def test_is_for_sizes_that_need_one(self):
+        """Few atoms have fixed shapes without, and are not refused for a width that they do not use."""
+        topology, positions = water_box(40)
+        energy, found = evaluate(SE3Potential(max_neighbors=8), topology, positions)
+        right_energy, right = evaluate(SE3Potential(), topology, positions)
+        assert energy == right_energy
+        assert np.array_equal(found, right)
 
     def test_too_small_a_one_gives_nan_and_no_plausible_number(self):
         topology, positions = water_box(66)

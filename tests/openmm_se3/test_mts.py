@@ -42,7 +42,7 @@ def assert_split(systems, positions, model, z, atoms=slice(None), box=None, plat
 def test_groups_sum_to_the_conservative_model(platform):
     topology, positions = ethanol()
     systems = {mode: potential(mode).createSystem(topology, forceGroup=3) for mode in MODES}
-    assert_split(systems, positions, potential("mts")._model, numbers(topology), platform=platform, groups=(3, 4))
+    assert_split(systems, positions, potential("mts").model, numbers(topology), platform=platform, groups=(3, 4))
 
 
 @pytest.mark.parametrize("kind", [Morse, MorseWithGradient])
@@ -74,7 +74,7 @@ def test_subset_in_a_triclinic_box():
             systems[mode].addParticle(1.0)
         potential(mode).addForces(both.topology, systems[mode], atoms)
     z, box = numbers(topology)[np.array(atoms) - 9], torch.tensor(BOX)
-    assert_split(systems, x, potential("mts")._model, z, atoms, box)
+    assert_split(systems, x, potential("mts").model, z, atoms, box)
     assert np.abs(energy_and_forces(systems["mts"], x)[1][:9]).max() == 0.0
 
 

@@ -40,7 +40,7 @@ def several():
 def test_each_is_as_if_alone(mode, several):
     topology, x, batch = several
     energy, forces = energy_and_forces(potential(mode).createSystem(topology, batch=batch), x, groups={1} if mode.startswith("mts") else -1)
-    model, z = potential(mode)._model, numbers(topology)
+    model, z = potential(mode).model, numbers(topology)
     expected_energy, expected = 0.0, np.zeros_like(x)
     for k in set(batch):
         atoms = [i for i, b in enumerate(batch) if b == k]
@@ -66,7 +66,7 @@ def test_python_force_and_a_subset_give_the_same(several):
             system.addParticle(1.0)
         groups = check_batch([batch[i] for i in atoms], len(atoms), False)
         z = numbers(topology)[atoms].tolist()
-        for force in create_forces(se3._model, se3.metadata, z, atoms, len(batch), False, "direct", 0, backend=backend, groups=groups):
+        for force in create_forces(se3.model, se3.metadata, z, atoms, len(batch), False, "direct", 0, backend=backend, groups=groups):
             system.addForce(force)
         results.append(energy_and_forces(system, x))
     assert results[0][0] == pytest.approx(results[1][0], abs=1e-6)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -298,7 +299,8 @@ class TestPressure:
         x[1, 0] += 12.0
         lines = [f"{s} {a:.4f} {b:.4f} {c:.4f}" for s, (a, b, c) in zip("OHHOHH", x, strict=True)]
         (tmp_path / "waters.xyz").write_text("\n".join(["6", "", *lines]) + "\n")
-        return replace(SHORT, structure=str(tmp_path / "waters.xyz"), box_nm=(1.2, 1.2, 1.2), pressure_bar=1.0, minimize=False)
+        structure = str(tmp_path / "waters.xyz")
+        return replace(SHORT, structure=structure, forces="conservative", box_nm=(1.2, 1.2, 1.2), pressure_bar=1.0, minimize=False)
 
     def test_volume_and_density(self, waters, tmp_path):
         simulate(replace(waters, steps=120, report_every=40), tmp_path / "md")
@@ -418,6 +420,27 @@ def test_temperature_off_the_thermostat_is_noticed(tmp_path):
     rows = [f"{i},{0.01 * i},0,1,1,{400 if i > 100 else 900}" for i in range(1, 201)]
     (tmp_path / "md" / "log.csv").write_text("\n".join([header, *rows]) + "\n")
     assert temperature_deviation(tmp_path / "md") == pytest.approx(1 / 3)
+
+
+class TestForcesLeftOpen:
+    """One molecule under a thermostat has direct forces, everything else conservative ones, which a notice tells."""
+
+    @pytest.mark.parametrize(
+        ("molecules", "cell", "ensemble", "forces"),
+        [(1, None, "nvt", "direct"), (1, None, "nve", "conservative"), (2, None, "nvt", "conservative"), (1, 1.2, "nvt", "conservative")],
+        ids=["one molecule", "constant energy", "two molecules", "a box"],
+    )
+    def test_choice(self, tmp_path, molecules, cell, ensemble, forces):
+        water = molecule("H2O")
+        write(tmp_path / "x.xyz", water if molecules == 1 else water + _moved(water, 4.0))
+        settings = replace(SHORT, structure=str(tmp_path / "x.xyz"), box_nm=cell and (cell,) * 3, ensemble=ensemble, steps=2, report_every=1)
+        with nullcontext() if forces == "direct" else pytest.warns(UserWarning, match="forces are conservative here"):
+            simulate(settings, tmp_path / "md")
+        written = tmp_path / "md" / "settings.json"
+        assert json.loads(written.read_text())["forces"] == forces
+        extend(tmp_path / "md", 4)
+        simulate(None, tmp_path / "md", resume=True)  # as it began, without a notice
+        assert json.loads(written.read_text())["forces"] == forces
 
 
 class TestCommandLine:

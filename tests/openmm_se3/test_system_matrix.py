@@ -29,7 +29,7 @@ TRICLINIC = np.array([[1.2, 0, 0], [0.5, 1.1, 0], [-0.4, 0.5, 1.05]])
 def model(positions, z, box=None):
     """Energy and conservative forces straight from the module."""
     x = torch.tensor(positions, dtype=torch.float64, requires_grad=True)
-    energy = potential("conservative")._model.energy(x, z, None if box is None else torch.tensor(box, dtype=torch.float64))
+    energy = potential("conservative").model.energy(x, z, None if box is None else torch.tensor(box, dtype=torch.float64))
     return float(energy.detach()), -torch.autograd.grad([energy], [x])[0].numpy()
 
 
@@ -227,7 +227,7 @@ def test_brute_force_lattice_sum():
         block = torch.tensor((images[:, None] + cell).reshape(-1, 3))
         sign = (-1) ** (a + b + c + 3)
         with torch.no_grad():
-            energy += sign * float(potential("conservative")._model(block, z.repeat(len(images)))[0])
+            energy += sign * float(potential("conservative").model(block, z.repeat(len(images)))[0])
     periodic = model(cell, z, box)[0]
     assert periodic == pytest.approx(energy, abs=ENERGY)
     free = model(cell, z)[0]
@@ -386,7 +386,7 @@ def test_system_xml_in_a_new_process(backend, tmp_path):
     for _ in range(9):
         system.addParticle(1.0)
     se3 = potential("mts")
-    for force in create_forces(se3._model, se3.metadata, numbers(topology).tolist(), range(9), 9, True, "mts", 0, backend=backend):
+    for force in create_forces(se3.model, se3.metadata, numbers(topology).tolist(), range(9), 9, True, "mts", 0, backend=backend):
         system.addForce(force)
     (tmp_path / "system.xml").write_text(openmm.XmlSerializer.serialize(system))
     np.save(tmp_path / "positions.npy", x)

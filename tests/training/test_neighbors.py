@@ -80,11 +80,20 @@ def test_ways_agree_in_float32_and_on_faces_of_cells():
             assert pairs(*cell_list(x, periodic, cutoff)) == pairs(*neighbor_matrix(x, periodic, cutoff))
 
 
-def test_a_box_of_few_cells_and_a_lone_atom_far_away():
+@pytest.mark.parametrize("edges", [(1, 1, 1), (1, 2, 3), (3, 1, 2)], ids=str)
+@pytest.mark.parametrize("is_triclinic", [False, True], ids=["orthorhombic", "triclinic"])
+def test_boxes_of_one_two_and_three_cells(edges, is_triclinic):
+    """Around a cell of two the other is both before and after, and must not be looked at twice; a single one is its own neighbour."""
     rng = np.random.default_rng(0)
-    x = torch.tensor(rng.uniform(0, 1, (60, 3)))
-    box = torch.eye(3, dtype=torch.float64)
-    assert pairs(*cell_list(x, box, CUTOFF)) == pairs(*neighbor_matrix(x, box, CUTOFF))
+    box = np.diag(0.95 * np.array(edges))
+    if is_triclinic:
+        box[1, 0], box[2, 0], box[2, 1] = 0.2 * box[0, 0], -0.3 * box[0, 0], 0.15 * box[1, 1]
+    x = rng.uniform(-1, 2, (80, 3)) @ box
+    assert pairs(*cell_list(torch.tensor(x), torch.tensor(box), CUTOFF)) == brute_force((x @ np.linalg.inv(box) % 1) @ box, box)
+
+
+def test_a_lone_atom_far_away():
+    x = torch.tensor(np.random.default_rng(0).uniform(0, 1, (60, 3)))
     x[0] = 1e7
     assert pairs(*cell_list(x, None, CUTOFF)) == pairs(*neighbor_matrix(x, None, CUTOFF))
 

@@ -177,5 +177,5 @@ def test_neighbor_matrix_against_brute_force_over_images(seed, rows_at_once, mon
     distance = (wrapped[None, :, None] + images[None, None] - wrapped[:, None, None]).norm(dim=-1).amin(-1)
     expected = {(int(i), int(j)) for i, j in torch.nonzero(distance < cutoff) if i != j}
     assert found == expected
-    shortest = minimum_image(x[neighbors] - x.unsqueeze(1), box).norm(dim=-1)
+    shortest = torch.stack(minimum_image(*(x[neighbors] - x.unsqueeze(1)).unbind(-1), box)).norm(dim=0)
     torch.testing.assert_close(shortest[mask], torch.stack([distance[i, j] for i in range(30) for j in neighbors[i][mask[i]]]))

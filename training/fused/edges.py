@@ -244,7 +244,7 @@ class FusedGeometry(nn.Module):
         # d log c / dr = c' / c, with c' = -168 x^5 (1 - x)^2 / cutoff and x = r / cutoff; nothing where c is below its bound.
         x = (distance / self.cutoff).clamp(max=1.0)
         value = envelope(distance, self.cutoff)
-        slope = x.pow(5) * (1.0 - x).square() * (value >= self.smallest) / value.clamp_min(self.smallest)
+        slope = x * x.square().square() * (1.0 - x).square() * (value >= self.smallest) / value.clamp_min(self.smallest)
         g_distance = g_distance + g_edges.log_cutoff * slope * (-168.0 / self.cutoff)
         wide = u.to(distance.dtype)
         radial = g_distance - (wide * g_u).sum(-1) / distance

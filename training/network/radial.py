@@ -22,7 +22,8 @@ def envelope(distance: Tensor, cutoff: float) -> Tensor:
         Same shape; exactly 0 at and beyond the cutoff.
     """
     x = (distance / cutoff).clamp(max=1.0)
-    x6 = x.pow(6)
+    cube = x * x * x  # for a power a processor takes far longer
+    x6 = cube * cube
     return 1.0 + x6 * (-28.0 + x * (48.0 - 21.0 * x))
 
 
