@@ -283,6 +283,9 @@ def load_model(name_or_path: str | Path) -> torch.jit.ScriptModule:
             f"this torch ({torch.__version__}) does not compute what the model computed with torch {metadata.torch_version} when it was exported"
         )
     module.metadata = metadata
+    for part in module.modules():
+        if hasattr(part, "threads"):
+            part.threads = torch.get_num_threads()
     return module
 
 

@@ -20,11 +20,13 @@ def minimum_image(x: Tensor, y: Tensor, z: Tensor, box: Tensor) -> tuple[Tensor,
     box : Tensor
         ``(3, 3)``, rows a, b, c, lower triangular.
     """
+    # Whole rows, also what is zero above the diagonal: a strain makes it differ from zero, and autograd asks for the derivative by that.
     whole = torch.round(z / box[2, 2])
     x, y, z = x - whole * box[2, 0], y - whole * box[2, 1], z - whole * box[2, 2]
     whole = torch.round(y / box[1, 1])
-    x, y = x - whole * box[1, 0], y - whole * box[1, 1]
-    return x - torch.round(x / box[0, 0]) * box[0, 0], y, z
+    x, y, z = x - whole * box[1, 0], y - whole * box[1, 1], z - whole * box[1, 2]
+    whole = torch.round(x / box[0, 0])
+    return x - whole * box[0, 0], y - whole * box[0, 1], z - whole * box[0, 2]
 
 
 def all_pairs_up_to(is_cuda: bool) -> int:

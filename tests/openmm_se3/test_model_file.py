@@ -7,6 +7,7 @@ import zipfile
 import pytest
 import torch
 
+from benchmarks.systems import water_box
 from openmm_se3 import available_models, load_model
 from openmm_se3.errors import ModelFileError
 from openmm_se3.model_file import (
@@ -54,6 +55,24 @@ def test_released_model_opens():
     assert {b.device.type for b in model.buffers()} == {"cpu"}
     assert load_model(find_model(MODEL)).metadata == model.metadata
     assert read_metadata(MODEL) == model.metadata
+
+
+def test_portions_are_made_for_the_threads_there_are():
+    """And nothing but the speed depends on them, in a system of many portions."""
+    topology, positions = water_box(40)
+    x, z = torch.tensor(positions), torch.tensor([atom.element.atomic_number for atom in topology.atoms()])
+    box = torch.tensor(topology.getPeriodicBoxVectors()._value, dtype=torch.float64)
+    found, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            model = load_model(MODEL).double()
+            assert model.network.threads == model.fast_model.network.threads == threads
+            found.append([*model(x, z, box), *model.conservative_and_direct(x, z, box)])
+    finally:
+        torch.set_num_threads(before)
+    for one, three in zip(*found, strict=True):
+        torch.testing.assert_close(one, three, rtol=1e-10, atol=1e-8)
 
 
 def test_metadata_survive_a_round_trip(tmp_path):

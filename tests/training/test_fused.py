@@ -134,12 +134,15 @@ def test_equals_the_network(n_atoms, num_layers):
         assert float((a - b).abs().max()) <= limit * max(1.0, float(b.abs().max()))
 
 
-def test_portions_of_receivers_change_nothing():
+@pytest.mark.parametrize("threads", [1, 2, 9])
+def test_portions_of_receivers_change_nothing(threads):
+    """A portion grows with the threads that share it."""
     fused = FusedTransformer(seasoned_network())
     species, positions = random_cluster(20, spread=2.0)
     neighbors, mask = all_pairs(positions, fused.cutoff)
     whole = outputs_and_gradient(fused, species, positions, neighbors, mask)
-    fused.edges_at_once_cpu = 3 * neighbors.shape[1] + 1
+    fused.edges_at_once_cpu, fused.threads = 3 * neighbors.shape[1], threads
+    assert fused.receivers_at_once(neighbors) == 3 * threads
     for a, b in zip(outputs_and_gradient(fused, species, positions, neighbors, mask), whole, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
@@ -363,7 +366,9 @@ class TestGradient:
         in_portions.edges_kept_cpu, in_portions.edges_at_once_cpu = 0, 3 * arguments[2].shape[1] + 1  # the last portion is not full
         whole = copy_of()
         whole.edges_kept_cpu = 0
-        for other in (torch.jit.script(in_portions), in_portions, whole):
+        of_threads = copy_of()
+        of_threads.edges_kept_cpu, of_threads.edges_at_once_cpu, of_threads.threads = 0, 2 * arguments[2].shape[1], 3
+        for other in (torch.jit.script(in_portions), in_portions, whole, of_threads):
             for a, b in zip(other.energy_and_gradient(*arguments), expected, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12 * float(b.abs().max()))
 

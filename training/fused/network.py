@@ -16,15 +16,15 @@ from training.network.radial import BesselBasis
 from training.network.transformer import TransformerLayer
 
 N_INTERVALS = 512
-#: Edges treated at once on a processor: so many that calls cost little beside the numbers, so few that what is made of them stays in its last cache.
-#: On a GPU only memory bounds it.
+#: Edges treated at once by each thread of a processor: so many that calls cost little beside the numbers, so few that what is made of them stays in its
+#: last cache. On a GPU only memory bounds it.
 EDGES_AT_ONCE_CPU = 1024
 EDGES_AT_ONCE_GPU = 2_000_000
 #: With more edges than these, the gradient computes the messages again, portion by portion, in place of keeping some 10 kB for each edge.
 EDGES_KEPT_CPU = 1024
 EDGES_KEPT_GPU = 200_000
-#: Portions on a processor that the last layer goes there and back with at once: what atoms do on their own costs less for many, but the edges
-#: wait for it in memory. A portion of a GPU is large enough.
+#: Portions of one thread that the last layer goes there and back with at once: what atoms do on their own costs less for many, but the edges
+#: wait for it in memory. A portion of several threads, or of a GPU, is large enough.
 PORTIONS_TURNED_CPU = 4
 
 
@@ -171,6 +171,7 @@ class FusedTransformer(nn.Module):
         # Tables and merged weights are computed in float64 and rounded once.
         source = copy.deepcopy(network).to(torch.float64)
         self.cutoff = network.cutoff
+        self.threads = 1  # of the processor; whoever evaluates with more sets it
         self.portions_turned_cpu = PORTIONS_TURNED_CPU
         self.edges_at_once_cpu, self.edges_at_once_gpu = EDGES_AT_ONCE_CPU, EDGES_AT_ONCE_GPU
         self.edges_kept_cpu, self.edges_kept_gpu = EDGES_KEPT_CPU, EDGES_KEPT_GPU
@@ -187,7 +188,7 @@ class FusedTransformer(nn.Module):
 
     def receivers_at_once(self, neighbors: Tensor) -> int:
         """Receivers of a portion."""
-        return max(1, (self.edges_at_once_gpu if neighbors.is_cuda else self.edges_at_once_cpu) // neighbors.shape[1])
+        return max(1, (self.edges_at_once_gpu if neighbors.is_cuda else self.edges_at_once_cpu * self.threads) // neighbors.shape[1])
 
     def forward(self, species: Tensor, displacement: Tensor, neighbors: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Arguments and results as in `SE3Transformer.forward`."""
@@ -281,7 +282,7 @@ class FusedTransformer(nn.Module):
         g_vectors: list[Tensor] = []
         at_once = edges[0].neighbors.shape[0]
         queries = query.split(at_once)
-        n_turned = 1 if query.is_cuda else self.portions_turned_cpu
+        n_turned = 1 if query.is_cuda else max(1, self.portions_turned_cpu // self.threads)
         states = [degree.split(at_once * n_turned) for degree in state]
         for i in range(len(states[0])):
             first = i * n_turned
