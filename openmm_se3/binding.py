@@ -214,10 +214,12 @@ TERMS: dict[str, tuple[Term, ...]] = {
 FORCE_MODES = tuple(TERMS)
 #: Those with two force groups, for `MultipleTimeStepIntegrator`.
 MULTIPLE_TIME_STEPS = ("mts", "mts-fast")
+#: Which of a model's forces each mode is made of.
+FORCES_OF_MODE = {"direct": {"direct"}, "conservative": {"conservative"}, "mts": {"direct", "conservative"}, "mts-fast": {"conservative", "fast"}}
 
 
 def modes_of(model: torch.jit.ScriptModule) -> tuple[str, ...]:
-    """Force modes that a model has: all, or those that need no fast network.
+    """Force modes that a model has: those whose forces it was trained for, and ``"mts-fast"`` with a fast network only.
 
     Parameters
     ----------
@@ -229,7 +231,8 @@ def modes_of(model: torch.jit.ScriptModule) -> tuple[str, ...]:
     tuple of str
         Some of `FORCE_MODES`.
     """
-    return FORCE_MODES if hasattr(model, "fast") else tuple(mode for mode in FORCE_MODES if mode != "mts-fast")
+    lacking = set(model.metadata.untrained) | (set() if hasattr(model, "fast") else {"fast"})
+    return tuple(mode for mode, needed in FORCES_OF_MODE.items() if not lacking & needed)
 
 
 def bind(model: torch.jit.ScriptModule, term: Term, atomic_numbers: Sequence[int], atoms: Sequence[int], n_particles: int) -> nn.Module:

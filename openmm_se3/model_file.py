@@ -6,7 +6,7 @@ The reader owns the schema: `training` writes a file through `metadata_to_json` 
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,9 @@ class ModelMetadata:
     fast_network : dict
         Of a model with the method ``fast``: cutoff, layers, parameters and training data of the network behind it, under the names above;
         empty for others.
+    untrained : list of str
+        Forces that nothing in the last stage of training was matched to: ``direct`` where direct forces had no weight, ``conservative`` where
+        neither energies nor their gradient had.
     """
 
     format_version: int
@@ -112,6 +115,7 @@ class ModelMetadata:
     metrics: dict[str, Any]
     n_members: int = 1
     fast_network: dict[str, Any] = field(default_factory=dict)
+    untrained: list[str] = field(default_factory=list)
 
 
 def metadata_to_json(metadata: ModelMetadata) -> str:
@@ -283,7 +287,8 @@ def load_model(name_or_path: str | Path) -> torch.jit.ScriptModule:
             f"this torch ({torch.__version__}) does not compute what the model computed with torch {metadata.torch_version} when it was exported"
         )
     module.metadata = metadata
-    for part in module.modules():
+    parts: Iterable[Any] = module.modules()
+    for part in parts:
         if hasattr(part, "threads"):
             part.threads = torch.get_num_threads()
     return module

@@ -10,7 +10,7 @@ import openmm
 import torch
 from openmm import app, unit
 
-from openmm_se3.binding import FORCE_MODES, modes_of
+from openmm_se3.binding import FORCE_MODES, FORCES_OF_MODE, modes_of
 from openmm_se3.errors import UnsupportedSystemError
 from openmm_se3.force import check_box, create_forces, model_atoms
 from openmm_se3.masses import repartition_hydrogen_mass
@@ -34,6 +34,19 @@ def _warn_of_another_box(box: unit.Quantity, system: openmm.System) -> None:
             "or set the box in the Context",
             stacklevel=4,
         )
+
+
+def _what_is_missing(metadata: ModelMetadata, forces: str) -> str:
+    untrained = FORCES_OF_MODE[forces] & set(metadata.untrained)
+    if untrained:
+        return (
+            f"model {metadata.name!r} was not trained for {' and '.join(sorted(untrained))} forces, which forces={forces!r} needs: the last stage of "
+            f"its training had no weight for them. Use forces={'conservative' if untrained == {'direct'} else 'direct'!r}, or train it for both"
+        )
+    return (
+        f"model {metadata.name!r} has no fast network, which forces={forces!r} needs: use forces='mts', or export the model with one "
+        "('python -m training export MODEL NEW.pt --fast FAST')"
+    )
 
 
 class SE3Potential:
@@ -79,7 +92,8 @@ class SE3Potential:
     ModelFileError
         If the model cannot be opened or is not what it claims to be.
     ValueError
-        For an unknown `forces`, `device` or `precision`, a `max_neighbors` below 1, or ``"mts-fast"`` of a model without a fast network.
+        For an unknown `forces`, `device` or `precision`, a `max_neighbors` below 1, ``"mts-fast"`` of a model without a fast network, or
+        forces that a model was not trained for.
 
     Examples
     --------
@@ -116,10 +130,7 @@ class SE3Potential:
         self.model = load_model(model)
         self.metadata: ModelMetadata = self.model.metadata
         if forces not in modes_of(self.model):
-            raise ValueError(
-                f"model {self.metadata.name!r} has no fast network, which forces={forces!r} needs: use forces='mts', or export the model with one "
-                "('python -m training export MODEL NEW.pt --fast FAST')"
-            )
+            raise ValueError(_what_is_missing(self.metadata, forces))
         self.model.to(PRECISIONS[precision])
 
     def __getstate__(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from openmm_se3.force import check_box
 from openmm_se3.guard import DomainError, DomainGuard
 from openmm_se3.integrators import MultipleTimeStepIntegrator
 from openmm_se3.masses import masses_of
-from openmm_se3.model_file import ModelMetadata, find_model
+from openmm_se3.model_file import ModelMetadata, find_model, read_metadata
 from openmm_se3.molecules import keep_molecules_whole, make_whole
 from openmm_se3.platforms import platform_names
 from openmm_se3.potential import SE3Potential
@@ -173,7 +173,7 @@ def suitable_forces(settings: SimulationSettings, topology: app.Topology, positi
 
     Direct forces put heat in. In a molecule the thermostat takes it away, at constant energy nothing does, and between molecules there is more of it
     than the default friction takes: water of `se3-ani1x` runs 41 K too hot (its card). A barostat compares energies, whose gradient direct forces
-    are not.
+    are not. A model that was not trained for direct forces has conservative ones always.
 
     Parameters
     ----------
@@ -183,9 +183,22 @@ def suitable_forces(settings: SimulationSettings, topology: app.Topology, positi
         Elements and box.
     positions : ndarray
         ``(n_atoms, 3)`` nm, from which the molecules are told.
+
+    Warns
+    -----
+    UserWarning
+        If they are conservative for what direct forces would do.
     """
-    is_one = topology.getPeriodicBoxVectors() is None and not molecule_of_atoms(topology, positions).any()
-    return "direct" if settings.ensemble == "nvt" and is_one else "conservative"
+    if "direct" in read_metadata(settings.model).untrained:
+        return "conservative"
+    if settings.ensemble == "nvt" and topology.getPeriodicBoxVectors() is None and not molecule_of_atoms(topology, positions).any():
+        return "direct"
+    warnings.warn(
+        "forces are conservative here, since direct ones heat a liquid, and any molecule at constant energy. Multiple time steps take less "
+        "time: --forces mts, or mts-fast with --hydrogen-mass 3",
+        stacklevel=2,
+    )
+    return "conservative"
 
 
 def minimize(topology: app.Topology, positions: np.ndarray, settings: SimulationSettings, max_iterations: int = 500) -> np.ndarray:
@@ -432,12 +445,6 @@ def simulate(
     check_coordinates(positions, symbols)
     if settings.forces == "auto":
         settings = replace(settings, forces=suitable_forces(settings, topology, positions))
-        if settings.forces != "direct":
-            warnings.warn(
-                "forces are conservative here, since direct ones heat a liquid, and any molecule at constant energy. Multiple time steps take less "
-                "time: --forces mts, or mts-fast with --hydrogen-mass 3",
-                stacklevel=2,
-            )
     with torch_threads(topology.getNumAtoms()):
         _run(settings, output, resume, topology, positions, progress)
     return output

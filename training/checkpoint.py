@@ -89,6 +89,8 @@ class LoadedCheckpoint:
         Of an exported file its ``licence``, ``citation`` and ``metrics``; empty for a checkpoint, which has none yet.
     fast : LoadedCheckpoint or None
         The fast network of an exported file that has one.
+    untrained : list of str
+        As in `ModelMetadata`.
     """
 
     network: AnyNetwork
@@ -97,6 +99,7 @@ class LoadedCheckpoint:
     step: int
     released_with: dict[str, Any] = field(default_factory=dict)
     fast: "LoadedCheckpoint | None" = None
+    untrained: list[str] = field(default_factory=list)
 
 
 def load_checkpoint(path: Path) -> LoadedCheckpoint:
@@ -121,7 +124,10 @@ def load_checkpoint(path: Path) -> LoadedCheckpoint:
         network.load_state_dict(state)
     except RuntimeError as error:
         raise DataError(f"{path}: weights do not fit the network of its own configuration: {error}") from None
-    return LoadedCheckpoint(network.eval().requires_grad_(False), config, ours["data"], int(raw["global_step"]))
+    loss = config.loss
+    weights = {"direct": loss.force_weight, "conservative": max(loss.energy_weight, loss.conservative_weight)}
+    untrained = [forces for forces, weight in weights.items() if weight == 0]
+    return LoadedCheckpoint(network.eval().requires_grad_(False), config, ours["data"], int(raw["global_step"]), untrained=untrained)
 
 
 def weights_alone(source: Path, target: Path) -> None:
@@ -200,6 +206,7 @@ def load_exported(name_or_path: str) -> LoadedCheckpoint:
     common = {"elements": metadata.elements, "self_energies": self_energies, "level_of_theory": metadata.level_of_theory}
     loaded = _rebuilt(name_or_path, usual if sizes is None else sizes, weights, metadata.training_data, common)
     loaded.released_with = {"licence": metadata.licence, "citation": metadata.citation, "metrics": metadata.metrics}
+    loaded.untrained = metadata.untrained
     attached = read_attachment(name_or_path, FAST_FILE)
     if attached:
         fast_sizes, fast_weights = _sizes_and_weights(attached)

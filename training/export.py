@@ -248,6 +248,7 @@ def export(
         golden=golden,
         metrics=before.get("metrics", {}) if metrics is None else metrics,
         n_members=len(members),
+        untrained=sorted({forces for m in members for forces in m.untrained}),
         fast_network={} if inner is None else _sizes(inner) | {"training_data": _training_data(inner)},
     )
     text = metadata_to_json(metadata)

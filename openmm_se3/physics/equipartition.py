@@ -5,7 +5,7 @@ import openmm
 from ase import Atoms
 from openmm import unit
 
-from openmm_se3.binding import MULTIPLE_TIME_STEPS
+from openmm_se3.binding import MULTIPLE_TIME_STEPS, modes_of
 from openmm_se3.integrators import MultipleTimeStepIntegrator
 from openmm_se3.physics.dynamics import Progress, Trace, run, velocities
 from openmm_se3.physics.report import Line, Panel, Quantity, Section, thinned
@@ -13,7 +13,7 @@ from openmm_se3.physics.settings import PhysicsSettings
 from openmm_se3.physics.statistics import mean_with_error
 from openmm_se3.physics.subject import Subject
 from openmm_se3.physics.units import BOLTZMANN
-from openmm_se3.potential import FORCE_MODES, SE3Potential
+from openmm_se3.potential import SE3Potential
 from openmm_se3.simulate import SimulationSettings
 from openmm_se3.structures import topology_of
 
@@ -71,7 +71,7 @@ def measure_equipartition(subject: Subject, settings: PhysicsSettings, progress:
     quantities: list[Quantity] = []
     panels: list[Panel] = []
     notes: list[str] = []
-    runs = [(name, forces) for name in settings.molecules for forces in FORCE_MODES if forces in settings.langevin_forces]
+    runs = [(name, forces) for name in settings.molecules for forces in modes_of(subject.module) if forces in settings.langevin_forces]
     for k, (name, forces) in enumerate(runs):
         at = subject.minimum(name)
         system = SE3Potential(subject.model, forces=forces).createSystem(topology_of(at.atoms), removeCMMotion=False)

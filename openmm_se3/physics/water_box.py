@@ -145,7 +145,8 @@ def measure_water_box(subject: Subject, settings: PhysicsSettings, directory: Pa
         return Section("water-box", "Water box", [], notes=["left out of the quick setting"])
     if not subject.knows(["H", "O"]):
         return Section("water-box", "Water box", [], notes=["the model knows no water"])
-    forces = "mts-fast" if "mts-fast" in modes_of(subject.module) else "mts"
+    modes = modes_of(subject.module)
+    forces = next(mode for mode in ("mts-fast", "mts", "conservative", "direct") if mode in modes)
     title = f"{settings.box_waters} waters at constant volume, {settings.temperature:g} K, {settings.box_ps:g} ps, {forces}"
     topology, positions = water_box(settings.box_waters, settings.seed)
     edge = topology.getPeriodicBoxVectors()[0][0].value_in_unit(unit.nanometer)
@@ -190,7 +191,7 @@ def measure_water_box(subject: Subject, settings: PhysicsSettings, directory: Pa
         Quantity("height of the first peak", float(g[peak])),
     ]
     temperatures = [Line(forces, log["time_ps"].tolist(), log["temperature_k"].tolist())]
-    if not notes and not broken:
+    if "direct" in modes and not notes and not broken:
         steps = round(DIRECT_PART * settings.box_ps * 1e3 / settings.timestep_fs)
         direct = replace(run, structure=str(home / FINAL_FILE), forces="direct", inner_steps=1, hydrogen_mass=None, steps=steps, minimize=False)
         direct = replace(direct, report_every=_report_every(steps, settings.timestep_fs))

@@ -13,7 +13,10 @@ from ase.build import molecule
 from ase.io import write
 from typer.testing import CliRunner
 
+from openmm_se3 import SE3Potential
+from openmm_se3.binding import modes_of
 from openmm_se3.model_file import find_model, load_model
+from openmm_se3.simulate import SimulationSettings, simulate
 from tests.training.helpers import KEYS, SAMPLE, sample_dataset, small_config
 from training.__main__ import app
 from training.checkpoint import NETWORK_FILE, CheckpointError, initial_weights, load_checkpoint, load_exported
@@ -60,6 +63,55 @@ def test_an_exported_file_is_exported_again(trained, tmp_path):
     config = small_config(trained / "packed").network
     first, second = initial_weights(str(first_file), config), initial_weights(str(again), config)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+class TestUntrainedForces:
+    """A head that had no weight in the loss gives numbers all the same, so the file says so, and nobody is driven by them."""
+
+    @pytest.mark.parametrize(
+        ("weights", "untrained"),
+        [
+            ({"force_weight": 0.0, "conservative_weight": 1.0}, ["direct"]),
+            ({"force_weight": 0.0}, ["direct"]),
+            ({"energy_weight": 0.0}, ["conservative"]),
+            ({}, []),
+        ],
+        ids=["conservative forces", "energies", "direct forces", "energies and direct forces"],
+    )
+    def test_is_what_the_loss_left_out(self, trained, tmp_path, weights, untrained):
+        config = small_config(trained / "packed", max_steps=1)
+        config = config.model_copy(update={"loss": config.loss.model_copy(update=weights)})
+        fit(config, tmp_path / "run", accelerator="cpu")
+        assert load_checkpoint(tmp_path / "run" / "last.ckpt").untrained == untrained
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def without_direct(trained, tmp_path_factory):
+        directory = tmp_path_factory.mktemp("untrained")
+        config = small_config(trained / "packed", max_steps=20)
+        config = config.model_copy(update={"loss": config.loss.model_copy(update={"force_weight": 0.0})})
+        fit(config, directory / "run", accelerator="cpu")
+        export(directory / "run" / "last.ckpt", directory / "once.pt")
+        export(directory / "once.pt", directory / "model.pt")
+        return directory
+
+    def test_is_told_by_the_file_also_if_it_is_written_anew(self, without_direct):
+        model = load_model(without_direct / "model.pt")
+        assert model.metadata.untrained == ["direct"]
+        assert modes_of(model) == ("conservative",)
+
+    def test_of_one_member_is_that_of_the_committee(self, trained, without_direct, tmp_path):
+        export([trained / "run" / "last.ckpt", without_direct / "run" / "last.ckpt"], tmp_path / "both.pt")
+        assert load_model(tmp_path / "both.pt").metadata.untrained == ["direct"]
+
+    def test_drives_nothing(self, without_direct, tmp_path):
+        file = without_direct / "model.pt"
+        for forces in ("direct", "mts"):
+            with pytest.raises(ValueError, match=f"not trained for direct forces, which forces='{forces}' needs: .* Use forces='conservative'"):
+                SE3Potential(file, forces=forces)
+        write(tmp_path / "water.xyz", molecule("H2O"))
+        simulate(SimulationSettings(str(tmp_path / "water.xyz"), model=str(file), steps=1, minimize=False, platform="Reference"), tmp_path / "md")
+        assert json.loads((tmp_path / "md" / "settings.json").read_text())["forces"] == "conservative"
 
 
 class TestFastNetwork:

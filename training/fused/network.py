@@ -16,8 +16,8 @@ from training.network.radial import BesselBasis
 from training.network.transformer import TransformerLayer
 
 N_INTERVALS = 512
-#: Edges treated at once by each thread of a processor: so many that calls cost little beside the numbers, so few that what is made of them stays in its
-#: last cache. On a GPU only memory bounds it.
+#: Edges treated at once by each thread of a processor: so many that calls cost little beside the numbers, so few that what is made of them stays in
+#: its last cache. On a GPU only memory bounds it.
 EDGES_AT_ONCE_CPU = 1024
 EDGES_AT_ONCE_GPU = 2_000_000
 #: With more edges than these, the gradient computes the messages again, portion by portion, in place of keeping some 10 kB for each edge.
