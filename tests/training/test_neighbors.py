@@ -123,7 +123,7 @@ def test_displacements_are_differentiable_nearest_images(n_atoms):
     # By the box too, and by what of it is zero in OpenMM's form, since a strain does not keep it so.
     again = direct + (shift.round().T @ box).view(displacement.shape)
     got, expected = (torch.autograd.grad((d * mask.unsqueeze(-1)).square().sum(), [x, box]) for d in (displacement, again))
-    assert expected[1].abs().min() > 0
+    assert expected[1].triu(1).abs().max() > 0
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b)
 
