@@ -101,6 +101,34 @@ def test_heating(tmp_path):
     assert f"hydrogen 3 Da: {heavy['mean']:+.4f} +- {heavy['standard_error']:.4f} K/ps" in output
 
 
+def test_heating_goes_on_from_its_output(tmp_path, monkeypatch):
+    from benchmarks import heating
+
+    def measure(copies, picoseconds=0.1):
+        argv = ["heating", "--molecule", "water", "--picoseconds", picoseconds, "--copies", copies, "--output", tmp_path / "heating.json"]
+        monkeypatch.setattr(sys, "argv", list(map(str, argv)))
+        heating.main()
+        return stored(tmp_path / "heating.json")["results"][0]
+
+    subject = heating.Subject("se3-ani1x")
+    monkeypatch.setattr(heating, "Subject", lambda _: subject)  # opened once
+    monkeypatch.setattr(heating, "TOGETHER", 2)
+    two, five = measure(2), measure(5)
+    assert len(five["k_per_ps"]) == 5
+    assert five["k_per_ps"][:2] == two["k_per_ps"]
+    assert len(set(five["k_per_ps"])) == 5
+    assert five["standard_error"] == pytest.approx(np.std(five["k_per_ps"], ddof=1) / np.sqrt(5))
+    monkeypatch.setattr(heating, "TOGETHER", 5)
+    (tmp_path / "heating.json").unlink()
+    together = measure(5)
+    for name in ("k_per_ps", "mean", "rise_at_start_k", "mean_change_k"):
+        np.testing.assert_allclose(five[name], together[name], rtol=1e-2, atol=2e-2)  # in float32
+    monkeypatch.setattr(heating, "molecule_at_constant_energy", None)
+    assert measure(5) == together  # nothing is left to run
+    with pytest.raises(SystemExit):
+        measure(5, picoseconds=0.2)
+
+
 def test_memory(tmp_path, monkeypatch):
     from benchmarks import memory
 

@@ -57,8 +57,10 @@ def prepare_command(
     force_unit: ForceUnitOption = None,
     energies_only: EnergiesOnlyOption = False,
     self_energies: Annotated[str, typer.Option(help="auto, least-squares, isolated-atoms, a JSON table, or a packed data set.")] = "auto",
-    validation: Annotated[float, typer.Option(help="Fraction of the formulas held out to choose a model.")] = 0.05,
+    validation: Annotated[float | None, typer.Option(help="Fraction of the formulas held out to choose a model: 0.05, if no file is.")] = None,
     test: Annotated[float, typer.Option(help="Fraction of the formulas held out to test it.")] = 0.0,
+    validation_data: Annotated[list[Path] | None, typer.Option(help="File to choose a model by, in place of a fraction; may be repeated.")] = None,
+    test_data: Annotated[list[Path] | None, typer.Option(help="File to test it on, in place of a fraction; may be repeated.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
     align_to: Annotated[
         str | None, typer.Option(help="Model to start from: bring the energies of all files to the level of the first, relative to its references.")
@@ -85,6 +87,8 @@ def prepare_command(
                 self_energies=self_energies,
                 validation=validation,
                 test=test,
+                validation_data=validation_data or (),
+                test_data=test_data or (),
                 seed=seed,
                 split_by=split_by,
                 align_to=None if align_to is None else ModelReference(align_to),
@@ -111,6 +115,11 @@ def prepare_command(
         if fraction > 0 and not m["split_frames"][split]:
             remedy = "give other fractions, or split frame by frame with --split-by frame" if split_by == "formula" else "there are too few frames"
             console.print(f"the {split} split is empty, though {fraction:g} was asked for: {remedy}", style="bold yellow", highlight=False)
+    for split, files in m["split_files"].items():
+        known = dataset.frames_of_trained_formulas(split) if files else 0
+        if known:
+            note = f"{split}: {known:,} of {m['split_frames'][split]:,} frames are of formulas that are trained on, too"
+            console.print(f"{note}; errors there are those on known molecules", style="bold yellow", highlight=False)
     for shift in m.get("level_shifts", []):
         parts = ", ".join(f"{symbol} {e:.4f}" for symbol, e in shift["per_element_ev"].items())
         before, after = (shift["rms_per_atom_ev"][k] * KCAL_PER_MOL_PER_EV for k in ("before", "after"))

@@ -15,7 +15,7 @@ from training.averaging import averaged
 from training.config import FitConfig
 from training.data.batches import Batch, Collator, SizeSampler
 from training.data.frames import DataError
-from training.data.packed import PackedDataset
+from training.data.packed import SPLIT_KEYS, PackedDataset
 from training.distributed import gather_from_ranks, sum_gradients, sum_over_ranks, world_size
 from training.force_matching import backward_force_matching, positions_only
 from training.guard import BatchGuard
@@ -220,7 +220,7 @@ class TrainingModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add all that resuming and exporting need."""
-        keep = ["elements", "self_energies_origin", "statistics", "sha256", "sources", "level_of_theory", "split_by", "split_seed", "split_fractions"]
+        keep = ["elements", "self_energies_origin", "statistics", "sha256", "sources", "level_of_theory", *SPLIT_KEYS]
         checkpoint["openmm_se3"] = {
             "config": self.config.model_dump(mode="json"),
             "data": {k: self.dataset.metadata.get(k) for k in keep} | {"self_energies": self.self_energies},
@@ -233,7 +233,7 @@ class TrainingModule(lightning.LightningModule):
         ours = checkpoint["openmm_se3"]
         if ours["data"]["sha256"] != self.dataset.metadata["sha256"]:
             raise DataError("the checkpoint was trained on other data than configured; resume with the same packed data set")
-        kept, now = ({k: data.get(k) for k in ("split_by", "split_seed", "split_fractions")} for data in (ours["data"], self.dataset.metadata))
+        kept, now = ({k: data.get(k) for k in SPLIT_KEYS} for data in (ours["data"], self.dataset.metadata))
         tables = ours["data"]["self_energies"], self.dataset.metadata["self_energies"]
         for symbol in tables[0].keys() & tables[1].keys():  # a start model may have added others
             kept[symbol], now[symbol] = (round(table[symbol], 6) for table in tables)

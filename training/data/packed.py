@@ -9,7 +9,7 @@
     energies.bin         (n_frames,) float64 total energies, eV
     offsets.bin          (n_frames + 1,) int64, first atom of each frame
     formula_index.bin    (n_frames,) int32 into metadata["formulas"]
-    split.bin            (n_frames,) uint8 into SPLITS; only of data that are split frame by frame
+    split.bin            (n_frames,) uint8 into SPLITS; only of data that are split frame by frame, or have splits of their own
 """
 
 import hashlib
@@ -29,6 +29,10 @@ FORMAT_VERSION = 1
 #: eV per square root of an atom. As many frames as compositions are fitted without a residual, and nothing can be divided by that.
 LEAST_ENERGY_SPREAD = 1e-3
 SPLITS = ("train", "validation", "test")
+#: In place of a split, until the rule of splitting has decided.
+NOT_GIVEN = 255
+#: What metadata say of how the data were split: a run that goes on needs the same.
+SPLIT_KEYS = ("split_by", "split_seed", "split_fractions", "split_files")
 
 _ARRAYS: dict[str, tuple[type, tuple[int, ...]]] = {
     "numbers": (np.uint8, ()),
@@ -130,6 +134,7 @@ class PackedWriter:
         self._formulas: dict[str, int] = {}
         self._frames_of: list[int] = []
         self._fit = SelfEnergyFit()
+        self._given: list[np.ndarray] = []
         self._n_frames = 0
         self._n_atoms = 0
         self._force_square = 0.0
@@ -143,8 +148,8 @@ class PackedWriter:
         if name != "offsets":
             self._hash.update(data)
 
-    def add(self, block: FrameBlock) -> None:
-        """Append the frames of `block`."""
+    def add(self, block: FrameBlock, split: str | None = None) -> None:
+        """Append the frames of `block`, to a split of their own where one is given."""
         n_frames, n_atoms = block.coordinates.shape[:2]
         index = self._formulas.setdefault(block.formula, len(self._formulas))
         if index == len(self._frames_of):
@@ -159,6 +164,7 @@ class PackedWriter:
             assert block.forces is not None
             self._put("forces", block.forces)
             self._force_square += float(np.square(block.forces, dtype=np.float64).sum())
+        self._given.append(np.full(n_frames, NOT_GIVEN if split is None else SPLITS.index(split), dtype=np.uint8))
         self._fit.add(block.atomic_numbers, block.energies)
         self._n_frames += n_frames
         self._n_atoms += n_frames * n_atoms
@@ -216,8 +222,10 @@ class PackedWriter:
             if self.with_forces:
                 statistics["force_rms"] = float(np.sqrt(self._force_square / (3 * self._n_atoms)))
             formulas = {f: split_of(f, fractions, seed) for f in self._formulas}
-            if split_by == "frame":
-                split = split_frames(self._identities(), fractions, seed)
+            given = np.concatenate(self._given)
+            with_split_array = split_by == "frame" or bool((given != NOT_GIVEN).any())
+            if with_split_array:
+                split = self._split_by_frame(given, formulas, fractions, seed, split_by)
                 (self._partial / "split.bin").write_bytes(split.tobytes())
                 frames_in = {s: int((split == i).sum()) for i, s in enumerate(SPLITS)}
             else:
@@ -241,8 +249,8 @@ class PackedWriter:
                 "with_forces": self.with_forces,
                 "formulas": list(formulas),
                 "split_by": split_by,
-                "splits": formulas if split_by == "formula" else None,
-                "with_split_array": split_by == "frame",
+                "splits": None if with_split_array else formulas,
+                "with_split_array": with_split_array,
                 "split_fractions": fractions,
                 "split_seed": seed,
                 "split_frames": frames_in,
@@ -255,6 +263,30 @@ class PackedWriter:
             self.discard()
             raise
         return PackedDataset(self.directory)
+
+    def _split_by_frame(self, given: np.ndarray, formulas: dict[str, str], fractions: dict[str, float], seed: int, split_by: str) -> np.ndarray:
+        """Split of every frame, ``(n_frames,)`` uint8: the one that it was given, else that of the rule.
+
+        Raises
+        ------
+        DataError
+            If a frame is in two splits.
+        """
+        identities, split, free = self._identities(), given.copy(), given == NOT_GIVEN
+        if split_by == "frame":
+            split[free] = split_frames(identities[free], fractions, seed)
+        else:
+            index = np.fromfile(self._partial / "formula_index.bin", dtype=np.int32)
+            split[free] = np.array([SPLITS.index(s) for s in formulas.values()], dtype=np.uint8)[index[free]]
+        _, first, which = np.unique(identities, return_index=True, return_inverse=True)
+        twice = split != split[first][which]
+        if twice.any():
+            other, own = (SPLITS[s[twice.argmax()]] for s in (split[first][which], split))
+            raise DataError(
+                f"{int(twice.sum())} frames are in two splits, the first of them as {other} and as {own}: a model would be tested on what it was "
+                "trained on; leave them out of one of the files"
+            )
+        return split
 
     def _identities(self) -> np.ndarray:
         """A number for each frame, ``(n_frames,)`` uint64, from a hash of its elements and its coordinates."""
@@ -317,7 +349,7 @@ class PackedDataset:
     offsets, numbers, coordinates, energies, forces, formula_index : ndarray
         The arrays of the module's docstring; `forces` is None without forces.
     split : ndarray or None
-        Of data that are split frame by frame, ``(n_frames,)`` index into `SPLITS`.
+        Of data that are split frame by frame, or have splits of their own, ``(n_frames,)`` index into `SPLITS`.
 
     Raises
     ------
@@ -372,6 +404,11 @@ class PackedDataset:
             return np.flatnonzero(self.split == SPLITS.index(split))
         chosen = np.array([self.metadata["splits"][f] == split for f in self.metadata["formulas"]])
         return np.flatnonzero(chosen[self.formula_index])
+
+    def frames_of_trained_formulas(self, split: str) -> int:
+        """How many frames of a split are of formulas that the training split has, too."""
+        trained = np.unique(self.formula_index[self.indices("train")])
+        return int(np.isin(self.formula_index[self.indices(split)], trained).sum())
 
     def formula(self, frame: int) -> str:
         """Formula of one frame."""

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from training.align import LevelShift, ModelReference
 
 LAYOUTS = ("auto", "ani1x", "ani1", "extxyz")
+#: Fraction that is held out to choose a model, where nothing else is said.
+VALIDATION = 0.05
 
 
 def open_blocks(
@@ -99,12 +101,14 @@ def prepare(
     force_unit: str | None = None,
     energies_only: bool = False,
     self_energies: str = "auto",
-    validation: float = 0.05,
+    validation: float | None = None,
     test: float = 0.0,
     seed: int = 0,
     split_by: str = "formula",
     align_to: "ModelReference | None" = None,
     level_of_theory: str | None = None,
+    validation_data: Sequence[Path] = (),
+    test_data: Sequence[Path] = (),
     progress: Callable[[str, int], None] | None = None,
 ) -> PackedDataset:
     """Pack data files for training.
@@ -121,7 +125,7 @@ def prepare(
         ``auto`` (isolated-atom frames if there are any, else least squares), ``least-squares``, ``isolated-atoms``, the path of
         a JSON table, or that of a packed data set, whose self-energies are taken: for data that a model trained on it is to go on with.
     validation, test : float
-        Fractions of the formulas (or frames) that are held out.
+        Fractions of the formulas (or frames) of `inputs` that are held out; for validation 0.05 where `validation_data` names no files.
     seed : int
         Seed of the split.
     split_by : str
@@ -132,6 +136,8 @@ def prepare(
         from it needs. `self_energies` must then be ``auto``.
     level_of_theory : str, optional
         Origin of the labels, for those who use the model; by default what the files say.
+    validation_data, test_data : sequence of Path
+        Files whose frames choose a model, or test it, in place of a fraction: for data that come with a split.
     progress : callable, optional
         Called with the file's name and the number of frames written so far.
 
@@ -149,13 +155,20 @@ def prepare(
     """
     if not inputs:
         raise DataError("no input file given")
+    held_out = {"validation": list(validation_data), "test": list(test_data)}
+    if validation is None:
+        validation = 0.0 if held_out["validation"] else VALIDATION
+    for split, fraction in (("validation", validation), ("test", test)):
+        if held_out[split] and fraction > 0:
+            raise DataError(f"{split} frames come from files or are a fraction ({fraction:g}) of the others, not both; leave one of them out")
     if min(validation, test) < 0 or validation + test >= 1:
         raise DataError(f"validation ({validation}) and test ({test}) must be fractions that leave something to train on")
     if split_by not in ("formula", "frame"):
         raise DataError(f"split_by must be formula or frame, got {split_by!r}")
-    kinds = {(detect_layout(p) if layout == "auto" else layout) for p in inputs if p.is_file()}
+    files: list[tuple[Path, str | None]] = [(p, None) for p in inputs] + [(p, split) for split, paths in held_out.items() for p in paths]
+    kinds = {(detect_layout(p) if layout == "auto" else layout) for p, _ in files if p.is_file()}
     if "ani1" in kinds and len(kinds) > 1 and not energies_only:
-        without = ", ".join(str(p) for p in inputs if p.is_file() and detect_layout(p) == "ani1")
+        without = ", ".join(str(p) for p, _ in files if p.is_file() and detect_layout(p) == "ani1")
         raise DataError(
             f"{without} has no forces (ANI-1 layout), the other files do; leave it out to train on forces, or leave the forces of all out, with "
             "--energies-only"
@@ -170,14 +183,14 @@ def prepare(
 
     shifts: dict[Path, LevelShift] = {}
     if align_to is not None:
-        shifts = {path: align_to.shift(blocks_of(path, ReadReport())) for path in dict.fromkeys(inputs)}
+        shifts = {path: align_to.shift(blocks_of(path, ReadReport())) for path, _ in dict.fromkeys(files)}
     writer = PackedWriter(output, with_forces)
     try:
-        for path in inputs:
+        for path, split_of_file in files:
             for block in blocks_of(path, report):
                 if shifts:
                     block = _moved_to_level(block, shifts[path], shifts[inputs[0]])
-                writer.add(block)
+                writer.add(block, split_of_file)
                 if progress is not None:
                     progress(path.name, writer.n_frames)
     except BaseException:
@@ -205,8 +218,9 @@ def prepare(
         except DataError:
             writer.discard()
             raise
-    times = Counter(p.name for p in inputs)
+    times = Counter(p.name if split is None else f"{p.name}, {split}" for p, split in files)
     extra = {"sources": [name if n == 1 else f"{name} ({n} times)" for name, n in times.items()], **report.as_dict()}
+    extra["split_files"] = {split: [p.name for p in paths] for split, paths in held_out.items()}
     if align_to is not None:
         extra["aligned_to"] = align_to.name
         extra["level_shifts"] = [_described(path, shift) for path, shift in shifts.items()]

@@ -30,10 +30,13 @@ class HeldOut:
         for source in sources:
             path = Path(source)
             if path.is_dir():
-                metadata = PackedDataset(path).metadata
+                dataset = PackedDataset(path)
+                metadata = dataset.metadata
                 if metadata.get("split_by") == "frame":  # no formula of it belongs to training alone
                     self._formulas |= set(metadata["formulas"])
                 else:
+                    if dataset.split is not None:  # files of their own are held out, whatever the rule
+                        self._formulas |= {dataset.formula(f) for split in ("validation", "test") for f in dataset.indices(split)}
                     self._rules.append((metadata["split_fractions"], metadata["split_seed"]))
             else:
                 self._formulas |= {block.formula for block in open_blocks(path, ReadReport(), energies_only=True)}
