@@ -226,6 +226,7 @@ def evaluate_command(
     conservative: Annotated[bool, typer.Option(help="Also differentiate the energy.")] = True,
     align_energies: Annotated[bool, typer.Option("--align-energies", help="Fit self-energies between labels and model first.")] = False,
     max_frames: Annotated[int | None, typer.Option(help="Evaluate that many frames, evenly spaced.")] = None,
+    predictions: Annotated[bool, typer.Option("--predictions", help="Write labels and predictions of each frame to predictions.xyz there.")] = False,
     layout: LayoutOption = "auto",
     energy_key: EnergyKeyOption = None,
     force_key: ForceKeyOption = None,
@@ -249,8 +250,9 @@ def evaluate_command(
     if data.is_dir() and given:
         raise _fail(ValueError(f"{data} is a directory, which says itself how it is to be read: {', '.join(given)} does not apply; leave it out"))
     if is_folder_of_files(data):
-        if split != "all" or max_frames is not None:
-            raise _fail(ValueError(f"{data} is no packed data set: --split and --max-frames do not apply; for less, give the folder of one subset"))
+        if split != "all" or max_frames is not None or predictions:
+            told = "--split, --max-frames and --predictions do not apply; for less, give the folder of one subset"
+            raise _fail(ValueError(f"{data} is no packed data set: {told}"))
         _evaluate_folder(model, data, output, conservative, align_energies)
         return
     reading: dict[str, Any] = {} if data.is_dir() else read_as
@@ -266,6 +268,7 @@ def evaluate_command(
                 conservative=conservative,
                 align_energies=align_energies,
                 max_frames=max_frames,
+                predictions=predictions,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
                 **reading,
             )

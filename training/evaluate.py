@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from training.data.packed import PackedDataset
 from training.data.prepare import prepare
 from training.loss import ErrorSums, predict
 from training.network.rigid import remove_net_force_and_torque
+from training.predictions import Prediction, write_predictions
 from training.units import ANGSTROM_PER_NM, KCAL_PER_MOL_PER_EV, KJ_PER_MOL_PER_EV
 
 
@@ -150,6 +151,7 @@ def evaluate(
     conservative: bool = True,
     align_energies: bool = False,
     max_frames: int | None = None,
+    predictions: bool = False,
     progress: Callable[[int, int], None] | None = None,
     **reading: Any,
 ) -> dict[str, Any]:
@@ -172,6 +174,8 @@ def evaluate(
         level of theory or with other self-energies. The metrics say so.
     max_frames : int, optional
         Evaluate that many frames, evenly spaced.
+    predictions : bool
+        Also write ``predictions.xyz`` to `output`, as `write_predictions`.
     progress : callable, optional
         Called with the frames done and all frames.
     **reading
@@ -190,7 +194,11 @@ def evaluate(
         If `output` holds metrics already.
     OSError
         If `output` cannot be made.
+    ValueError
+        If predictions are asked for without an `output`.
     """
+    if predictions and output is None:
+        raise ValueError("predictions are written to the output directory: name one (--output)")
     refuse_to_overwrite(output)
     evaluator = open_model(model)
     with tempfile.TemporaryDirectory() as scratch:
@@ -201,7 +209,7 @@ def evaluate(
                 raise DataError(f"{data} is not a packed data set and has no split {split!r}; evaluate all of it")
             # Total energies are compared below, so any self-energies will do; a fit needs no isolated atoms and no table.
             dataset = prepare([data], Path(scratch) / "packed", self_energies="least-squares", validation=0.0, **reading)
-        return _evaluate_packed(evaluator, dataset, data, split, output, conservative, align_energies, max_frames, progress)
+        return _evaluate_packed(evaluator, dataset, data, split, output, conservative, align_energies, max_frames, predictions, progress)
 
 
 def _evaluate_packed(
@@ -213,6 +221,7 @@ def _evaluate_packed(
     conservative: bool,
     align_energies: bool,
     max_frames: int | None,
+    keep: bool,
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, Any]:
     frames = dataset.indices(split)
@@ -226,6 +235,7 @@ def _evaluate_packed(
     with_forces = dataset.forces is not None
     sampler = SizeSampler(frames, np.diff(dataset.offsets)[frames], 100, 25_000, 0)
     errors = ErrorSums()
+    kept: list[Prediction] = []
     labels: list[np.ndarray] = []
     predictions: list[np.ndarray] = []
     compositions: list[np.ndarray] = []
@@ -244,6 +254,9 @@ def _evaluate_packed(
                 errors.add("conservative_force", gradient - batch.forces)
                 errors.add("direct_minus_conservative_force", direct - gradient)
             force_pairs.append(np.stack([batch.forces.numpy().ravel(), direct.detach().numpy().ravel()]))
+        if keep:
+            for frame, atoms in zip(indices, _each_molecule(batch), strict=True):
+                kept.append(Prediction(int(frame), 0.0, direct[atoms].detach().numpy(), None if gradient is None else gradient[atoms].numpy()))
         done += len(indices)
         if progress is not None:
             progress(done, len(frames))
@@ -268,6 +281,9 @@ def _evaluate_packed(
         (output / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
         pairs = np.concatenate(force_pairs, axis=1) if force_pairs else None
         plot_parity(label, label + difference, pairs, output / "parity.png")
+        if keep:
+            of_frames = [replace(p, energy_error=float(error)) for p, error in zip(kept, difference, strict=True)]
+            write_predictions(output / "predictions.xyz", dataset, of_frames)
     return metrics
 
 

@@ -152,7 +152,7 @@ class TestRefusals:
     def test_split_of_a_folder(self, comp6):
         result = CliRunner().invoke(app, ["evaluate", MODEL, str(comp6), "--split", "test"])
         assert result.exit_code == 1
-        assert "--split and --max-frames do not apply" in result.output
+        assert "--split, --max-frames and --predictions do not apply" in " ".join(result.output.split())
 
     def test_how_to_read_a_folder(self, comp6):
         options = [

@@ -10,7 +10,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import molecule
-from ase.io import write
+from ase.io import read, write
 from typer.testing import CliRunner
 
 from openmm_se3 import SE3Potential
@@ -251,6 +251,33 @@ def test_errors_are_those_of_a_plain_loop(trained):
     expected = (total / count) ** 0.5 * KCAL_PER_MOL_PER_EV
     got = evaluate(str(trained / "model.pt"), trained / "packed", split="validation")
     assert got["force_rmse_kcal_per_mol_per_angstrom"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("source", ["run/last.ckpt", "model.pt"])
+def test_predictions_of_every_frame(trained, tmp_path, source):
+    """What the file says gives the errors that are reported, frames in the order of the data."""
+    from training.data.packed import PackedDataset
+
+    dataset = PackedDataset(trained / "packed")
+    metrics = evaluate(str(trained / source), trained / "packed", split="validation", output=tmp_path / "errors", predictions=True)
+    frames = read(tmp_path / "errors" / "predictions.xyz", index=":")
+    assert [atoms.info["frame"] for atoms in frames] == dataset.indices("validation").tolist()
+    for atoms in frames:
+        of_frame = slice(dataset.offsets[atoms.info["frame"]], dataset.offsets[atoms.info["frame"] + 1])
+        np.testing.assert_array_equal(atoms.numbers, dataset.numbers[of_frame])
+        np.testing.assert_allclose(atoms.positions, dataset.coordinates[of_frame], atol=1e-6)
+        np.testing.assert_allclose(atoms.get_forces(), dataset.forces[of_frame], atol=1e-6)
+        assert atoms.get_potential_energy() == pytest.approx(dataset.energies[atoms.info["frame"]], abs=1e-6)
+    errors = {
+        "energy": [atoms.info["model_energy"] - atoms.get_potential_energy() for atoms in frames],
+        "force": np.concatenate([(atoms.arrays["model_direct_forces"] - atoms.get_forces()).ravel() for atoms in frames]),
+        "conservative_force": np.concatenate([(atoms.arrays["model_conservative_forces"] - atoms.get_forces()).ravel() for atoms in frames]),
+    }
+    for name, error in errors.items():
+        unit = "mev" if name == "energy" else "mev_per_angstrom"
+        assert np.sqrt(np.mean(np.square(error))) * 1e3 == pytest.approx(metrics[f"{name}_rmse_{unit}"], rel=1e-4)
+    with pytest.raises(ValueError, match="name one"):
+        evaluate(str(trained / source), trained / "packed", predictions=True)
 
 
 class TestCommandLine:
