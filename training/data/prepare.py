@@ -166,9 +166,12 @@ def prepare(
     if split_by not in ("formula", "frame"):
         raise DataError(f"split_by must be formula or frame, got {split_by!r}")
     files: list[tuple[Path, str | None]] = [(p, None) for p in inputs] + [(p, split) for split, paths in held_out.items() for p in paths]
-    kinds = {(detect_layout(p) if layout == "auto" else layout) for p, _ in files if p.is_file()}
+    missing = [str(p) for p, _ in files if not p.is_file()]
+    if missing:  # said before the others are read
+        raise DataError(f"{', '.join(missing)}: no such file")
+    kinds = {(detect_layout(p) if layout == "auto" else layout) for p, _ in files}
     if "ani1" in kinds and len(kinds) > 1 and not energies_only:
-        without = ", ".join(str(p) for p, _ in files if p.is_file() and detect_layout(p) == "ani1")
+        without = ", ".join(str(p) for p, _ in files if detect_layout(p) == "ani1")
         raise DataError(
             f"{without} has no forces (ANI-1 layout), the other files do; leave it out to train on forces, or leave the forces of all out, with "
             "--energies-only"
