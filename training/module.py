@@ -15,7 +15,8 @@ from training.averaging import averaged
 from training.config import FitConfig
 from training.data.batches import Batch, Collator, SizeSampler
 from training.data.frames import DataError
-from training.data.packed import SPLIT_KEYS, PackedDataset
+from training.data.packed import PackedDataset
+from training.data.splits import SPLIT_KEYS
 from training.distributed import gather_from_ranks, sum_gradients, sum_over_ranks, world_size
 from training.force_matching import backward_force_matching, positions_only
 from training.guard import BatchGuard

@@ -18,9 +18,10 @@ from training.__main__ import app
 from training.data.batches import Collator, SizeSampler, padded_neighbors
 from training.data.frames import DataError, ReadReport
 from training.data.hdf5 import detect_layout, read_ani1, read_ani1x
-from training.data.packed import PackedDataset, split_frames, split_of
+from training.data.packed import PackedDataset
 from training.data.prepare import prepare
 from training.data.self_energy import check_residual
+from training.data.splits import split_frames, split_of
 from training.units import energy_factor
 
 

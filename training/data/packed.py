@@ -24,15 +24,11 @@ from ase.data import chemical_symbols
 
 from training.data.frames import DataError, FrameBlock
 from training.data.self_energy import SelfEnergyFit, check_residual, require_all_elements
+from training.data.splits import NOT_GIVEN, SPLITS, complete_split, split_frames, split_of
 
 FORMAT_VERSION = 1
 #: eV per square root of an atom. As many frames as compositions are fitted without a residual, and nothing can be divided by that.
 LEAST_ENERGY_SPREAD = 1e-3
-SPLITS = ("train", "validation", "test")
-#: In place of a split, until the rule of splitting has decided.
-NOT_GIVEN = 255
-#: What metadata say of how the data were split: a run that goes on needs the same.
-SPLIT_KEYS = ("split_by", "split_seed", "split_fractions", "split_files")
 
 _ARRAYS: dict[str, tuple[type, tuple[int, ...]]] = {
     "numbers": (np.uint8, ()),
@@ -43,60 +39,6 @@ _ARRAYS: dict[str, tuple[type, tuple[int, ...]]] = {
     "formula_index": (np.int32, ()),
     "split": (np.uint8, ()),
 }
-
-
-def split_of(formula: str, fractions: dict[str, float], seed: int) -> str:
-    """Assign a formula to a split by its hash: stable whatever else is in the data.
-
-    Parameters
-    ----------
-    formula : str
-        Hill formula; all frames of a formula share a split, so no molecule is both trained on and tested.
-    fractions : dict
-        ``validation`` and ``test`` fractions of the formulas; the rest is ``train``.
-    seed : int
-        Another seed gives another assignment.
-    """
-    digest = hashlib.sha256(f"{seed}:{formula}".encode()).digest()
-    x = int.from_bytes(digest[:8], "big") / 2**64
-    if x < fractions.get("test", 0.0):
-        return "test"
-    return "validation" if x < fractions.get("test", 0.0) + fractions.get("validation", 0.0) else "train"
-
-
-def split_frames(identities: np.ndarray, fractions: dict[str, float], seed: int, fill: bool = True) -> np.ndarray:
-    """Split frames one by one, as data of a single molecule must be: at random, a function of the seed; copies of a frame go together.
-
-    Parameters
-    ----------
-    identities : ndarray
-        ``(n_frames,)`` numbers, equal for equal frames only.
-    fractions : dict
-        ``validation`` and ``test`` fractions of the distinct frames; the rest is ``train``.
-    seed : int
-        Of the draw.
-    fill : bool
-        Give each split with a fraction above zero a frame, as long as there are enough of them.
-
-    Returns
-    -------
-    ndarray
-        ``(n_frames,)`` uint8 index into `SPLITS`.
-    """
-    _, first, which = np.unique(identities, return_index=True, return_inverse=True)
-    n = len(first)
-    counts = {split: round(fractions.get(split, 0.0) * n) for split in ("test", "validation")}
-    if fill:
-        counts = {split: max(count, 1) if fractions.get(split, 0.0) > 0 else count for split, count in counts.items()}
-        while sum(counts.values()) >= n:  # something must be left to train on
-            counts[max(counts, key=lambda split: counts[split])] -= 1
-    # Distinct frames are numbered as they first come, so that data without copies are split as if nobody had looked for them.
-    order = np.argsort(first, kind="stable")[np.random.default_rng(seed).permutation(n)]
-    held, of_distinct = 0, np.full(n, SPLITS.index("train"), dtype=np.uint8)
-    for split, count in counts.items():
-        of_distinct[order[held : held + count]] = SPLITS.index(split)
-        held += count
-    return of_distinct[which]
 
 
 def _statistics(count: int, total: float, total_square: float) -> dict[str, float]:
@@ -225,7 +167,9 @@ class PackedWriter:
             given = np.concatenate(self._given)
             with_split_array = split_by == "frame" or bool((given != NOT_GIVEN).any())
             if with_split_array:
-                split = self._split_by_frame(given, formulas, fractions, seed, split_by)
+                index = np.fromfile(self._partial / "formula_index.bin", dtype=np.int32)
+                by_formula = None if split_by == "frame" else np.array([SPLITS.index(s) for s in formulas.values()], dtype=np.uint8)[index]
+                split = complete_split(given, self._identities(), by_formula, fractions, seed)
                 (self._partial / "split.bin").write_bytes(split.tobytes())
                 frames_in = {s: int((split == i).sum()) for i, s in enumerate(SPLITS)}
             else:
@@ -263,30 +207,6 @@ class PackedWriter:
             self.discard()
             raise
         return PackedDataset(self.directory)
-
-    def _split_by_frame(self, given: np.ndarray, formulas: dict[str, str], fractions: dict[str, float], seed: int, split_by: str) -> np.ndarray:
-        """Split of every frame, ``(n_frames,)`` uint8: the one that it was given, else that of the rule.
-
-        Raises
-        ------
-        DataError
-            If a frame is in two splits.
-        """
-        identities, split, free = self._identities(), given.copy(), given == NOT_GIVEN
-        if split_by == "frame":
-            split[free] = split_frames(identities[free], fractions, seed)
-        else:
-            index = np.fromfile(self._partial / "formula_index.bin", dtype=np.int32)
-            split[free] = np.array([SPLITS.index(s) for s in formulas.values()], dtype=np.uint8)[index[free]]
-        _, first, which = np.unique(identities, return_index=True, return_inverse=True)
-        twice = split != split[first][which]
-        if twice.any():
-            other, own = (SPLITS[s[twice.argmax()]] for s in (split[first][which], split))
-            raise DataError(
-                f"{int(twice.sum())} frames are in two splits, the first of them as {other} and as {own}: a model would be tested on what it was "
-                "trained on; leave them out of one of the files"
-            )
-        return split
 
     def _identities(self) -> np.ndarray:
         """A number for each frame, ``(n_frames,)`` uint64, from a hash of its elements and its coordinates."""

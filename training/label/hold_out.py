@@ -5,8 +5,9 @@ from pathlib import Path
 from ase import Atoms
 
 from training.data.frames import ReadReport, hill_formula
-from training.data.packed import PackedDataset, split_of
+from training.data.packed import PackedDataset
 from training.data.prepare import open_blocks
+from training.data.splits import split_of
 
 
 class HeldOut:
