@@ -218,16 +218,16 @@ class FusedAttention(nn.Module):
         -------
         list of Tensor
             F ``(n, 9, k, c)`` and A F ``(n, 6, k, c)``; psi ``(n, m, paths, k, c)``, D ``(n, components_out - 1, k, c)``, L ``(n, rows, k, c)``, the
-            part of A that acts on L ``(n, rows k, components_out)``, and A q ``(n, rows, k, c)``.
+            part of A that acts on L ``(n, rows k, components_out)``, and A q ``(n, rows, k, c)``; F as it comes, ``(n k, 9, c)``.
         """
         n, k, c = edges.neighbors.shape[0], edges.neighbors.shape[1], self.channels
-        sender = value.index_select(0, edges.neighbors.view(-1))
-        contracted = _by_component(torch.bmm(edges.coupling, sender), n, k, c)
-        sender = _by_component(sender, n, k, c)
+        of_edge = value.index_select(0, edges.neighbors.view(-1))
+        contracted = _by_component(torch.bmm(edges.coupling, of_edge), n, k, c)
+        sender = _by_component(of_edge, n, k, c)
         psi = _by_component(self.table(edges.spline), n, k, c).view(n, -1, self.n_paths, k, c)
         direct, low = self._parts(psi.select(1, 0), sender, contracted)
         lift = edges.lift.narrow(1, 0, self.rows).view(n, self.rows * k, 9).narrow(2, 0, self.columns)
-        return [sender, contracted, psi, direct, low, lift, torch.bmm(lift, query).view(n, self.rows, k, c)]
+        return [sender, contracted, psi, direct, low, lift, torch.bmm(lift, query).view(n, self.rows, k, c), of_edge]
 
     def _parts(self, psi: Tensor, sender: Tensor, contracted: Tensor) -> tuple[Tensor, Tensor]:
         """D and L."""
@@ -285,7 +285,7 @@ class FusedAttention(nn.Module):
         Tensor
             Cotangent of the query, of its shape.
         """
-        sender, psi, direct, low, lift, asked = made[0], made[2], made[3], made[4], made[5], made[6]
+        sender, contracted, psi, direct, low, lift, asked, of_edge = made[0], made[1], made[2], made[3], made[4], made[5], made[6], made[7]
         n, k, c = edges.neighbors.shape[0], edges.neighbors.shape[1], self.channels
         rest, g_rest = query.narrow(1, 1, self.columns - 1).unsqueeze(2), g.narrow(1, 1, self.columns - 1).unsqueeze(2)
         g_asked = torch.bmm(lift, g).view(n, self.rows, k, c)
@@ -302,8 +302,7 @@ class FusedAttention(nn.Module):
         g_edges.coupling.narrow(1, 0, self.rows - 1).narrow(3, 0, self.columns - 1).add_(inner)
         g_low = g_asked.mul_(w).addcmul_(asked, s)
         g_direct = (g_rest * w).addcmul_(rest, s)
-        contracted = made[1]
-        vectors = torch.stack([sender.narrow(1, 1, 3), contracted.narrow(1, 3, 3)], dim=1)  # v and T u, (n, 2, 3, k, c)
+        vectors, turned = sender.narrow(1, 1, 3), contracted.narrow(1, 3, 3)  # v and T u
         psi0, psi1, psi2 = psi.split(self.sections, dim=2)
         # Both with psi, which gives the cotangents of A F and F, and with psi', which gives that of the distance.
         psi0, g_orders = psi0.view(n, 2, 3, self.n_out, k, c), g_low.narrow(1, 0, self.n_out).view(n, 1, 1, self.n_out, k, c)
@@ -314,14 +313,13 @@ class FusedAttention(nn.Module):
         g_vectors = psi1.select(2, 0) * g_direct.narrow(1, 0, 3).view(n, 1, 1, 3, k, c)
         if self.degree_out == 2:
             g_vectors.addcmul_(psi1.select(2, 1), g_low.narrow(1, 3, 3).view(n, 1, 1, 3, k, c))
-        slope = (g_scalars.select(1, 1) * contracted.narrow(1, 0, 3)).sum(1) + (g_vectors.select(1, 1) * vectors).view(n, 6, k, c).sum(1)
-        g_scalars, g_vectors = g_scalars.select(1, 0), g_vectors.select(1, 0)
-        # A as it contracts. Of u.v it is v; u.(T u) depends on u through both its factors, by 2 T u; and T u by T.
-        g_u = torch.addcmul(g_scalars.narrow(1, 1, 1) * vectors.select(1, 0), g_scalars.narrow(1, 2, 1), vectors.select(1, 1), value=2.0).sum(3)
-        g_edges.coupling.select(1, 0).narrow(2, 0, 3).add_(g_u.transpose(1, 2))
-        g_turned = (g_vectors.select(1, 1).unsqueeze(2) * sender.narrow(1, 4, 5).unsqueeze(1)).sum(4)
-        g_edges.coupling.narrow(1, 2, 3).narrow(3, 3, 5).add_(g_turned.transpose(2, 3))
-        g_contracted = torch.cat([g_scalars.transpose(1, 2), g_vectors.select(1, 1).transpose(1, 2)], dim=2).view(n * k, 6, c)
+        slope = (g_scalars.select(1, 1) * contracted.narrow(1, 0, 3)).addcmul_(g_vectors.select(1, 1).select(1, 0), vectors)
+        slope = slope.addcmul_(g_vectors.select(1, 1).select(1, 1), turned).sum(1)
+        g_vectors = g_vectors.select(1, 0)
+        g_contracted = torch.cat([g_scalars.select(1, 0).transpose(1, 2), g_vectors.select(1, 1).transpose(1, 2)], dim=2).view(n * k, 6, c)
+        # A as it contracts: g_A = g_(A F) F^T.
+        outer = torch.bmm(g_contracted, of_edge.transpose(1, 2)).view(n, k, 6, 9)
+        g_edges.coupling.add_(outer.narrow(2, 1, 5).narrow(3, 1, 8).transpose(1, 2))
         g_sender = torch.bmm(edges.coupling.transpose(1, 2), g_contracted).view(n, k, 9, c).transpose(1, 2)
         g_sender.narrow(1, 1, 3).add_(g_vectors.select(1, 0))
         if self.degree_out == 2:
