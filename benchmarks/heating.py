@@ -21,6 +21,7 @@ from benchmarks.records import save, settings_of
 from openmm_se3.physics.heating import after_start, molecule_at_constant_energy, rates_of_copies
 from openmm_se3.physics.molecules import molecule_names
 from openmm_se3.physics.settings import FULL
+from openmm_se3.physics.statistics import mean_of_independent
 from openmm_se3.physics.subject import Subject
 from openmm_se3.physics.units import BOLTZMANN
 from openmm_se3.potential import FORCE_MODES
@@ -49,28 +50,16 @@ def summary(energies, degrees_of_freedom):
 
 
 def joined(before, more):
-    """The summary of all copies from those of two groups of them, with mean and standard error of the rates."""
-    if before is None:
-        found = dict(more)
-    else:
-        n, m = len(before["k_per_ps"]), len(more["k_per_ps"])
-        if not more["complete"]:
-            m = 0  # its course is another stretch of time
-
-        def mean(name):
-            return (n * np.array(before[name]) + m * np.array(more[name])) / (n + m) if m else np.array(before[name])
-
-        found = {
-            "complete": before["complete"] and more["complete"],
-            "picoseconds": min(before["picoseconds"], more["picoseconds"]),
-            "k_per_ps": before["k_per_ps"] + more["k_per_ps"],
-            "rise_at_start_k": float(mean("rise_at_start_k")),
-            "time_ps": before["time_ps"],
-            "mean_change_k": mean("mean_change_k").tolist(),
-        }
-    rates = found["k_per_ps"]
-    error = float(np.std(rates, ddof=1) / np.sqrt(len(rates))) if len(rates) > 1 else None
-    return {**found, "mean": float(np.mean(rates)), "standard_error": error}
+    """The summary of all copies from those of the complete groups before and of one more, with mean and standard error of the rates."""
+    found = dict(more)
+    if before is not None:
+        found["k_per_ps"] = before["k_per_ps"] + more["k_per_ps"]
+        copies = [len(before["k_per_ps"]), len(more["k_per_ps"])]
+        for name in ("time_ps", "mean_change_k", "rise_at_start_k"):
+            # Of a group that blew up the course is another stretch of time.
+            found[name] = np.average([before[name], more[name]], axis=0, weights=copies).tolist() if more["complete"] else before[name]
+    mean, error = mean_of_independent(found["k_per_ps"])
+    return {**found, "mean": mean, "standard_error": error}
 
 
 def earlier_results(path, settings):
@@ -125,6 +114,8 @@ def main():
         done = results.get(mass)
         for first, count in groups_of_copies(len(done["k_per_ps"]) if done else 0, arguments.copies):
             of_group = replace(settings, nve_copies=count, seed=settings.seed + first)
+            if done and not done["complete"]:
+                break
             done = joined(done, summary(molecule_at_constant_energy(subject, at, arguments.mode, of_group, mass), len(at.wavenumbers)))
             results[mass] = {"hydrogen_mass": mass, **done}
             if arguments.output:

@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -235,7 +235,7 @@ def _evaluate_packed(
     with_forces = dataset.forces is not None
     sampler = SizeSampler(frames, np.diff(dataset.offsets)[frames], 100, 25_000, 0)
     errors = ErrorSums()
-    kept: list[Prediction] = []
+    kept: list[tuple[int, np.ndarray, np.ndarray | None]] = []
     labels: list[np.ndarray] = []
     predictions: list[np.ndarray] = []
     compositions: list[np.ndarray] = []
@@ -256,7 +256,7 @@ def _evaluate_packed(
             force_pairs.append(np.stack([batch.forces.numpy().ravel(), direct.detach().numpy().ravel()]))
         if keep:
             for frame, atoms in zip(indices, _each_molecule(batch), strict=True):
-                kept.append(Prediction(int(frame), 0.0, direct[atoms].detach().numpy(), None if gradient is None else gradient[atoms].numpy()))
+                kept.append((int(frame), direct[atoms].detach().numpy(), None if gradient is None else gradient[atoms].numpy()))
         done += len(indices)
         if progress is not None:
             progress(done, len(frames))
@@ -273,7 +273,7 @@ def _evaluate_packed(
         "data_sha256": dataset.metadata["sha256"],
         "split": split,
         "n_frames": len(frames),
-        "n_formulas": len({dataset.formula(f) for f in frames}),
+        "n_formulas": len(dataset.formulas_of(frames)),
         "energies_aligned": align_energies,
     }
     metrics |= with_units(errors)
@@ -282,7 +282,7 @@ def _evaluate_packed(
         pairs = np.concatenate(force_pairs, axis=1) if force_pairs else None
         plot_parity(label, label + difference, pairs, output / "parity.png")
         if keep:
-            of_frames = [replace(p, energy_error=float(error)) for p, error in zip(kept, difference, strict=True)]
+            of_frames = [Prediction(frame, float(e), direct, gradient) for (frame, direct, gradient), e in zip(kept, difference, strict=True)]
             write_predictions(output / "predictions.xyz", dataset, of_frames)
     return metrics
 

@@ -24,7 +24,7 @@ class Prediction:
     direct : ndarray
         ``(n_atoms, 3)``.
     conservative : ndarray or None
-        ``(n_atoms, 3)``; None without forces among the labels.
+        ``(n_atoms, 3)``; None where the energy was not differentiated.
     """
 
     frame: int

@@ -12,7 +12,7 @@ from openmm_se3.masses import masses_of
 from openmm_se3.physics.dynamics import Progress, run, velocities
 from openmm_se3.physics.report import Line, Panel, Quantity, Section, thinned
 from openmm_se3.physics.settings import PhysicsSettings
-from openmm_se3.physics.statistics import slope_with_error
+from openmm_se3.physics.statistics import mean_of_independent, slope_with_error
 from openmm_se3.physics.subject import Minimum, Subject, Surface
 from openmm_se3.physics.units import BOLTZMANN
 from openmm_se3.potential import SE3Potential
@@ -81,8 +81,7 @@ def heating_rate(energies: Energies, degrees_of_freedom: int) -> tuple[float, fl
     slopes = rates_of_copies(energies, degrees_of_freedom)
     if len(slopes) == 1:
         return slopes[0]
-    rates = [slope for slope, _ in slopes]
-    return float(np.mean(rates)), float(np.std(rates, ddof=1) / np.sqrt(len(rates)))
+    return mean_of_independent([slope for slope, _ in slopes])
 
 
 def nve_integrator(forces: str, timestep_fs: float, mts_outer: int) -> openmm.Integrator:

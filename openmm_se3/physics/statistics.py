@@ -1,5 +1,7 @@
 """Means and slopes of correlated time series, with honest standard errors."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
@@ -33,6 +35,11 @@ def mean_with_error(values: np.ndarray) -> tuple[float, float]:
     if len(values) < 2:
         return float(np.mean(values)), float("inf")
     return float(np.mean(values)), float(np.std(values, ddof=1) * np.sqrt(statistical_inefficiency(values) / len(values)))
+
+
+def mean_of_independent(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and its standard error of two or more samples that know nothing of each other, such as those of several runs."""
+    return float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
 def slope_with_error(time: np.ndarray, values: np.ndarray) -> tuple[float, float]:

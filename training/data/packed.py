@@ -330,6 +330,10 @@ class PackedDataset:
         trained = np.unique(self.formula_index[self.indices("train")])
         return int(np.isin(self.formula_index[self.indices(split)], trained).sum())
 
+    def formulas_of(self, frames: np.ndarray) -> set[str]:
+        """Formulas that frames ``(n,)`` have."""
+        return {str(self.metadata["formulas"][i]) for i in np.unique(self.formula_index[frames])}
+
     def formula(self, frame: int) -> str:
         """Formula of one frame."""
         return str(self.metadata["formulas"][self.formula_index[frame]])

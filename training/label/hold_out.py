@@ -37,7 +37,7 @@ class HeldOut:
                     self._formulas |= set(metadata["formulas"])
                 else:
                     if dataset.split is not None:  # files of their own are held out, whatever the rule
-                        self._formulas |= {dataset.formula(f) for split in ("validation", "test") for f in dataset.indices(split)}
+                        self._formulas |= dataset.formulas_of(dataset.indices("validation")) | dataset.formulas_of(dataset.indices("test"))
                     self._rules.append((metadata["split_fractions"], metadata["split_seed"]))
             else:
                 self._formulas |= {block.formula for block in open_blocks(path, ReadReport(), energies_only=True)}
