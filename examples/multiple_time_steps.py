@@ -25,10 +25,11 @@ outer = 0.5 * arguments.inner_steps
 # Without friction: constant energy. With a thermostat: its temperature and friction.
 runs = {
     "conservative": openmm.VerletIntegrator(0.5 * unit.femtosecond),
-    "mts": MultipleTimeStepIntegrator(0, 0, outer * unit.femtosecond, arguments.inner_steps),
+    "mts": MultipleTimeStepIntegrator(0, 0, outer * unit.femtosecond, arguments.inner_steps, fastInSlow=True),
 }
 for forces, integrator in runs.items():
-    system = SE3Potential("se3-ani1x", forces=forces).createSystem(topology, removeCMMotion=False, hydrogenMass=arguments.hydrogen_mass)
+    potential = SE3Potential("se3-ani1x", forces=forces, inner_steps=arguments.inner_steps)
+    system = potential.createSystem(topology, removeCMMotion=False, hydrogenMass=arguments.hydrogen_mass)
     simulation = app.Simulation(topology, system, integrator, openmm.Platform.getPlatformByName("Reference"))
     simulation.context.setPositions(positions)
     simulation.step(3)  # TorchScript optimises the model during its first calls

@@ -13,14 +13,19 @@ class _Bound(nn.Module):
 
     The forward methods call the model themselves: torch 2.12 crashes the process when an error is raised through one more method of a
     frozen module, in place of handing the error on. The gradient of the positions, which OpenMM's CPU kernels ask for always, is not used.
+
+    Of two forces for multiple time steps, the inner one is `part` of the fast force, and the other what that lacks of the conservative one.
     """
 
     atomic_numbers: Tensor
     atoms: Tensor
 
-    def __init__(self, model: torch.jit.ScriptModule, atomic_numbers: Tensor, atoms: Tensor, all_atoms: bool, without_energy: bool) -> None:
+    def __init__(
+        self, model: torch.jit.ScriptModule, atomic_numbers: Tensor, atoms: Tensor, all_atoms: bool, without_energy: bool, part: float
+    ) -> None:
         super().__init__()
         self.model = model
+        self.part = part
         self.without_energy = without_energy
         self.all_atoms = all_atoms
         self.register_buffer("atomic_numbers", atomic_numbers)
@@ -46,6 +51,8 @@ class _Direct(_Bound):
             energy, forces = self.model(self._select(positions), self.atomic_numbers, box_vectors)
             if self.without_energy:
                 energy = torch.zeros_like(energy)
+            if self.part < 1.0:
+                forces = forces * self.part
             return energy, self._spread(forces, positions)
 
 
@@ -61,14 +68,14 @@ class _Conservative(_Bound):
 
 
 class _Correction(_Bound):
-    """Energy, and the conservative forces minus the direct ones."""
+    """Energy, and what the direct forces lack of the conservative ones."""
 
     def forward(self, positions: Tensor, box_vectors: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:  # noqa: UP045
         with torch.no_grad():
             x = self._select(positions)
         energy, forces, direct = self.model.conservative_and_direct(x, self.atomic_numbers, box_vectors)
         with torch.no_grad():
-            return energy, self._spread(forces - direct, positions)
+            return energy, self._spread(torch.sub(forces, direct, alpha=self.part), positions)
 
 
 class _Fast(_Bound):
@@ -79,6 +86,8 @@ class _Fast(_Bound):
             x = self._select(positions)
         energy, forces = self.model.fast(x, self.atomic_numbers, box_vectors)
         with torch.no_grad():
+            if self.part < 1.0:
+                energy, forces = energy * self.part, forces * self.part
             return energy, self._spread(forces, positions)
 
 
@@ -91,7 +100,8 @@ class _Slow(_Bound):
         energy, forces, _ = self.model.conservative_and_direct(x, self.atomic_numbers, box_vectors)
         fast_energy, fast_forces = self.model.fast(x, self.atomic_numbers, box_vectors)
         with torch.no_grad():
-            return energy - fast_energy, self._spread(forces - fast_forces, positions)
+            energy = torch.sub(energy, fast_energy, alpha=self.part)
+            return energy, self._spread(torch.sub(forces, fast_forces, alpha=self.part), positions)
 
 
 class _AutogradConservative(_Bound):
@@ -119,7 +129,7 @@ class _AutogradCorrection(_Bound):
         gradient = torch.autograd.grad([energy], [x])[0]
         assert gradient is not None
         with torch.no_grad():
-            return energy.clone(), self._spread(-(gradient + direct), positions)
+            return energy.clone(), self._spread(torch.add(gradient, direct, alpha=self.part).neg(), positions)
 
 
 class _Scaled(nn.Module):
@@ -235,7 +245,19 @@ def modes_of(model: torch.jit.ScriptModule) -> tuple[str, ...]:
     return tuple(mode for mode, needed in FORCES_OF_MODE.items() if not lacking & needed)
 
 
-def bind(model: torch.jit.ScriptModule, term: Term, atomic_numbers: Sequence[int], atoms: Sequence[int], n_particles: int) -> nn.Module:
+def inner_part(inner_steps: int | None) -> float:
+    """How much of the fast forces the first force holds if the second takes over those of one of so many inner steps; all, with 1 or None."""
+    return 1.0 if inner_steps is None or inner_steps == 1 else 1.0 - 1.0 / inner_steps
+
+
+def bind(
+    model: torch.jit.ScriptModule,
+    term: Term,
+    atomic_numbers: Sequence[int],
+    atoms: Sequence[int],
+    n_particles: int,
+    inner_steps: int | None = None,
+) -> nn.Module:
     """Make the module that one force evaluates.
 
     Parameters
@@ -248,6 +270,8 @@ def bind(model: torch.jit.ScriptModule, term: Term, atomic_numbers: Sequence[int
         Elements, and indices among all particles.
     n_particles : int
         Particles whose positions the module is given.
+    inner_steps : int, optional
+        As of `SE3Potential`, for multiple time steps.
 
     Returns
     -------
@@ -257,7 +281,8 @@ def bind(model: torch.jit.ScriptModule, term: Term, atomic_numbers: Sequence[int
     """
     everything = list(atoms) == list(range(n_particles))
     module = _MODULES[term] if term not in _AUTOGRAD or hasattr(model, "conservative_and_direct") else _AUTOGRAD[term]
-    return module(model, torch.tensor(list(atomic_numbers)), torch.tensor(list(atoms)), everything, not term.carries_energy).eval()
+    indices, part = torch.tensor(list(atoms)), inner_part(inner_steps)
+    return module(model, torch.tensor(list(atomic_numbers)), indices, everything, not term.carries_energy, part).eval()
 
 
 def scale(bound: nn.Module, periodic: bool) -> nn.Module:

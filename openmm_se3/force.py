@@ -13,7 +13,7 @@ import torch
 from openmm import app, unit
 from torch import Tensor
 
-from openmm_se3.binding import TERMS, Term, bind, in_place, scale
+from openmm_se3.binding import MULTIPLE_TIME_STEPS, TERMS, Term, bind, in_place, scale
 from openmm_se3.cuda_graphs import can_capture, capture_problem, has_fixed_shapes, needs_width, with_width
 from openmm_se3.errors import UnsupportedSystemError
 from openmm_se3.installation import MEND, openmmtorch_mismatch
@@ -135,6 +135,7 @@ def create_forces(
     groups: Sequence[int] | None = None,
     max_neighbors: int | None = None,
     cuda_graphs: bool = True,
+    inner_steps: int | None = None,
 ) -> list[openmm.Force]:
     """Make the OpenMM forces that drive the given atoms by the model.
 
@@ -162,7 +163,7 @@ def create_forces(
         One of `BACKENDS`; by default TorchForce, or PythonForce, with a warning, where TorchForce cannot be used.
     groups : sequence of int, optional
         From `openmm_se3.replicas.check_batch`: atoms of different groups do not see each other.
-    max_neighbors, cuda_graphs
+    max_neighbors, cuda_graphs, inner_steps
         As of `SE3Potential`.
 
     Returns
@@ -191,15 +192,17 @@ def create_forces(
         model = torch.jit.script(keep_apart(model, groups, metadata.cutoff_nm))
     scales = scale_parameters or {}
     terms = TERMS[forces]
+    if forces not in MULTIPLE_TIME_STEPS:
+        inner_steps = None
     if not 0 <= force_group <= 31 - terms[-1].group_offset:
         raise ValueError(f"forceGroup must be from 0 to {31 - terms[-1].group_offset} with forces={forces!r}, got {force_group}")
     made = []
     for term in terms:
         force: openmm.Force
         if backend == "PythonForce":
-            force = create_python_force(model, term, atomic_numbers, atoms, periodic, scales, device)
+            force = create_python_force(model, term, atomic_numbers, atoms, periodic, scales, device, inner_steps)
         else:
-            bound = bind(model, term, atomic_numbers, atoms, n_particles)
+            bound = bind(model, term, atomic_numbers, atoms, n_particles, inner_steps)
             if graphs:
                 bound = in_place(bound)
             force = _create_torch_force(bound, term, periodic, scales)

@@ -22,6 +22,10 @@ class MultipleTimeStepIntegrator(openmm.CustomIntegrator):
     Bonds to hydrogen have periods of 9 to 11 fs, so a step of 2 fs is long for them: couple a thermostat, make hydrogens heavier (``hydrogenMass``
     of `SE3Potential.createSystem`), or take conservative forces where the total energy itself matters.
 
+    At the middle both forces act at the same positions, and the slow one needs the fast one anyway, as it is what that lacks. The forces of
+    ``SE3Potential(inner_steps=n)`` save that evaluation: they are f' = (1 - 1/n) f_fast and f_slow + f_fast / n. With `fastInSlow` all kicks but that
+    at the middle are by n / (n - 1) f', and that one by the second force alone, which makes the same steps.
+
     Rigid constraints and virtual sites of a force field around the model are respected. Forces in other groups are not integrated.
 
     Parameters
@@ -36,6 +40,9 @@ class MultipleTimeStepIntegrator(openmm.CustomIntegrator):
         An even number, or 1, which is velocity Verlet (BAOAB with friction) of the conservative model.
     forceGroup : int
         Group of the fast forces, as given to `SE3Potential.addForces`; the slow force is in the next.
+    fastInSlow : bool
+        Whether the forces are those of ``SE3Potential(inner_steps=innerSteps)``, all that there are in both groups, so no force field's. The kicks of
+        others would be as large in all, but uneven.
 
     Raises
     ------
@@ -49,11 +56,11 @@ class MultipleTimeStepIntegrator(openmm.CustomIntegrator):
 
     Examples
     --------
-    >>> system = SE3Potential("se3-ani1x", forces="mts-fast").createSystem(topology, hydrogenMass=3)  # doctest: +SKIP
-    >>> integrator = MultipleTimeStepIntegrator(300 * unit.kelvin, 1 / unit.picosecond, 2 * unit.femtosecond, 4)  # doctest: +SKIP
+    >>> system = SE3Potential("se3-ani1x", forces="mts", inner_steps=4).createSystem(topology, hydrogenMass=3)  # doctest: +SKIP
+    >>> integrator = MultipleTimeStepIntegrator(300 * unit.kelvin, 1 / unit.picosecond, 2 * unit.femtosecond, 4, fastInSlow=True)  # doctest: +SKIP
     """
 
-    def __init__(self, temperature: Any, frictionCoeff: Any, stepSize: Any, innerSteps: int, forceGroup: int = 0) -> None:
+    def __init__(self, temperature: Any, frictionCoeff: Any, stepSize: Any, innerSteps: int, forceGroup: int = 0, fastInSlow: bool = False) -> None:
         kelvin, friction = (_number(temperature, unit.kelvin), _number(frictionCoeff, unit.picosecond**-1))
         if innerSteps < 1 or (innerSteps > 1 and innerSteps % 2):
             raise ValueError(f"innerSteps must be 1 or even, since the slow force acts at the middle of a step, got {innerSteps}")
@@ -73,13 +80,17 @@ class MultipleTimeStepIntegrator(openmm.CustomIntegrator):
         if innerSteps == 1:
             self.setIntegrationForceGroups({forceGroup, forceGroup + 1})
             fast = "f"
+        elif fastInSlow:
+            fast = f"{innerSteps}/{innerSteps - 1}*{fast}"
         self.addUpdateContextState()
         self._kick(f"0.5*inner*{fast}")
         for i in range(1, innerSteps + 1):
             self._drift()
-            # The second half of a kick and the first half of the next are one.
-            self._kick(f"inner*{fast}" if i < innerSteps else f"0.5*inner*{fast}")
-            if 2 * i == innerSteps:
+            at_middle = 2 * i == innerSteps
+            if not (at_middle and fastInSlow):
+                # The second half of a kick and the first half of the next are one.
+                self._kick(f"inner*{fast}" if i < innerSteps else f"0.5*inner*{fast}")
+            if at_middle:
                 self._kick(f"{innerSteps}*inner*{slow}")
 
     def setStepSize(self, size: Any) -> None:

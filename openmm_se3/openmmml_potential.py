@@ -106,8 +106,17 @@ class SE3PotentialImpl(MLPotentialImpl):
         ------
         UnsupportedSystemError
             If `atoms` holds virtual sites, which have no element.
+        ValueError
+            If the potential has ``inner_steps``, with which its forces would have to be alone at the inner steps.
         """
         from openmmml.embeddings.mechanicalembedding import MechanicalEmbedding
+
+        inner_steps = self._options.get("inner_steps") if self._given is None else self._given.inner_steps
+        if inner_steps is not None:
+            raise ValueError(
+                f"inner_steps={inner_steps} is for Systems that the model drives alone, but here classical forces act at the inner steps too: "
+                "leave it out, and fastInSlow of MultipleTimeStepIntegrator"
+            )
 
         sites = [a.index for a in topology.atoms() if a.element is None]
         if set(sites) & set(atoms):

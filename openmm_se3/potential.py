@@ -79,6 +79,10 @@ class SE3Potential:
     cuda_graphs : bool
         Whether to replay the evaluation on OpenMM's CUDA platform as a CUDA graph where that is possible: up to 128 atoms, up to 2000 with
         `max_neighbors`, and without a scale parameter. It is tried and compared first; where it fails, a warning says so, and why.
+    inner_steps : int, optional
+        With ``"mts"`` and ``"mts-fast"``: those of the ``MultipleTimeStepIntegrator(..., innerSteps, fastInSlow=True)`` that is to drive the forces.
+        The second of the two then takes over 1/n of the first, and of its energy, which saves one of n evaluations in a step; their sum stays what
+        it is. Not where other forces act at the inner steps, as with `createMixedSystem`. Other `forces` take no notice.
 
     Attributes
     ----------
@@ -92,8 +96,8 @@ class SE3Potential:
     ModelFileError
         If the model cannot be opened or is not what it claims to be.
     ValueError
-        For an unknown `forces`, `device` or `precision`, a `max_neighbors` below 1, ``"mts-fast"`` of a model without a fast network, or
-        forces that a model was not trained for.
+        For an unknown `forces`, `device` or `precision`, a `max_neighbors` below 1, `inner_steps` neither 1 nor even, ``"mts-fast"`` of a model
+        without a fast network, or forces that a model was not trained for.
 
     Examples
     --------
@@ -109,6 +113,7 @@ class SE3Potential:
         precision: str = "single",
         max_neighbors: int | None = None,
         cuda_graphs: bool = True,
+        inner_steps: int | None = None,
     ) -> None:
         if forces not in FORCE_MODES:
             raise ValueError(f"forces must be one of {', '.join(map(repr, FORCE_MODES))}, got {forces!r}")
@@ -122,11 +127,14 @@ class SE3Potential:
             raise ValueError(f"device {device!r} was asked for, but torch {torch.__version__} sees no GPU; use device='cpu' or mend the installation")
         if max_neighbors is not None and max_neighbors < 1:
             raise ValueError(f"max_neighbors must be at least 1, or None for any number, got {max_neighbors}")
+        if inner_steps is not None and (inner_steps < 1 or (inner_steps > 1 and inner_steps % 2)):
+            raise ValueError(f"inner_steps must be 1 or even, as those of MultipleTimeStepIntegrator, or None, got {inner_steps}")
         self.forces = forces
         self.device = device
         self.precision = precision
         self.max_neighbors = max_neighbors
         self.cuda_graphs = cuda_graphs
+        self.inner_steps = inner_steps
         self.model = load_model(model)
         self.metadata: ModelMetadata = self.model.metadata
         if forces not in modes_of(self.model):
@@ -228,6 +236,7 @@ class SE3Potential:
             groups=None if batch is None else check_batch(batch, len(indices), periodic),
             max_neighbors=self.max_neighbors,
             cuda_graphs=self.cuda_graphs,
+            inner_steps=self.inner_steps,
             scale_parameters=({INTERPOLATION_PARAMETER: False} if interpolate else {}) | ({scaleParameter: True} if scaleParameter else {}),
         )
 

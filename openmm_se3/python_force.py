@@ -33,6 +33,8 @@ class Computation:
         Torch device; None for a GPU where torch sees one, else the CPU.
     chosen : list of int or None
         Those of the particles of the State that the model describes, where OpenMM (8.5) cannot choose them; None for all.
+    inner_steps : int or None
+        As of `SE3Potential`.
     """
 
     archive: bytes
@@ -42,6 +44,7 @@ class Computation:
     periodic: bool
     device: str | None
     chosen: list[int] | None = None
+    inner_steps: int | None = None
     _bound: torch.nn.Module | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -53,7 +56,8 @@ class Computation:
         device = torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if self._bound is None:
             n = len(self.atomic_numbers)
-            self._bound = bind(module_from_bytes(self.archive), self.term, self.atomic_numbers, range(n), n).to(device)
+            module = module_from_bytes(self.archive)
+            self._bound = bind(module, self.term, self.atomic_numbers, range(n), n, self.inner_steps).to(device)
         positions = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
         x = torch.tensor(positions if self.chosen is None else positions[self.chosen], dtype=torch.float64, device=device)
         box = None
@@ -78,6 +82,7 @@ def create_python_force(
     periodic: bool,
     scale_parameters: Mapping[str, bool],
     device: str | None,
+    inner_steps: int | None = None,
 ) -> openmm.PythonForce:
     """Make the force; parameters as `openmm_se3.force.create_forces`.
 
@@ -95,6 +100,7 @@ def create_python_force(
         periodic=periodic,
         device=device,
         chosen=None if chooses else list(atoms),
+        inner_steps=inner_steps,
     )
     force = openmm.PythonForce(computation, dict.fromkeys(scale_parameters, 1.0))
     if chooses:

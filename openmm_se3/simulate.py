@@ -246,7 +246,7 @@ def _integrator(settings: SimulationSettings) -> openmm.Integrator:
     integrator: openmm.Integrator
     if settings.forces in MULTIPLE_TIME_STEPS:
         friction = friction if settings.ensemble == "nvt" else 0.0
-        integrator = MultipleTimeStepIntegrator(temperature, friction, step, settings.inner_steps)
+        integrator = MultipleTimeStepIntegrator(temperature, friction, step, settings.inner_steps, fastInSlow=True)
     elif settings.ensemble == "nve":
         integrator = openmm.VerletIntegrator(step)
     else:
@@ -459,7 +459,7 @@ def _run(
     progress: Callable[[int, int, float, float, float], None] | None,
 ) -> None:
     platform = choose_platform(settings.platform)
-    potential = SE3Potential(settings.model, forces=settings.forces, precision=settings.precision)
+    potential = SE3Potential(settings.model, forces=settings.forces, precision=settings.precision, inner_steps=settings.inner_steps)
     width = potential.max_neighbors = _width(potential.model, platform.getName(), topology, positions, output if resume else None)
     _check_box_of(settings, topology, potential.metadata)
     system = potential.createSystem(topology, removeCMMotion=settings.ensemble == "nvt", hydrogenMass=settings.hydrogen_mass)

@@ -43,12 +43,15 @@ def element_temperatures(trace: Trace, symbols: list[str], masses: np.ndarray) -
 
 
 def langevin_integrator(forces: str, settings: PhysicsSettings) -> openmm.Integrator:
-    """Langevin integrator with the friction that ``openmm-se3 simulate`` has by default; of multiple time steps where there are two."""
+    """Langevin integrator with the friction that ``openmm-se3 simulate`` has by default; of multiple time steps where there are two.
+
+    For the forces of ``SE3Potential(inner_steps=settings.mts_outer)``.
+    """
     temperature, friction = settings.temperature * unit.kelvin, SimulationSettings.friction_per_ps / unit.picosecond
     step = settings.timestep_fs * unit.femtosecond
     integrator: openmm.Integrator
     if forces in MULTIPLE_TIME_STEPS:
-        integrator = MultipleTimeStepIntegrator(temperature, friction, settings.mts_outer * step, settings.mts_outer)
+        integrator = MultipleTimeStepIntegrator(temperature, friction, settings.mts_outer * step, settings.mts_outer, fastInSlow=True)
     else:
         integrator = openmm.LangevinMiddleIntegrator(temperature, friction, step)
     integrator.setRandomNumberSeed(settings.seed)
@@ -74,7 +77,8 @@ def measure_equipartition(subject: Subject, settings: PhysicsSettings, progress:
     runs = [(name, forces) for name in settings.molecules for forces in modes_of(subject.module) if forces in settings.langevin_forces]
     for k, (name, forces) in enumerate(runs):
         at = subject.minimum(name)
-        system = SE3Potential(subject.model, forces=forces).createSystem(topology_of(at.atoms), removeCMMotion=False)
+        potential = SE3Potential(subject.model, forces=forces, inner_steps=settings.mts_outer)
+        system = potential.createSystem(topology_of(at.atoms), removeCMMotion=False)
         share = None if progress is None else (lambda done, k=k: progress((k + done) / len(runs)))
         trace = langevin_trace(system, forces, at.atoms, at.positions_nm, settings, share)
         if not len(trace.time):

@@ -85,9 +85,9 @@ def heating_rate(energies: Energies, degrees_of_freedom: int) -> tuple[float, fl
 
 
 def nve_integrator(forces: str, timestep_fs: float, mts_outer: int) -> openmm.Integrator:
-    """Velocity Verlet; for multiple time stepping r-RESPA with the fast force (group 0) inside and the correction (group 1) outside."""
+    """Velocity Verlet; for multiple time stepping r-RESPA, of the forces of ``SE3Potential(inner_steps=mts_outer)``."""
     inner_steps = mts_outer if forces in MULTIPLE_TIME_STEPS else 1
-    return MultipleTimeStepIntegrator(0, 0, inner_steps * timestep_fs * unit.femtosecond, inner_steps)
+    return MultipleTimeStepIntegrator(0, 0, inner_steps * timestep_fs * unit.femtosecond, inner_steps, fastInSlow=True)
 
 
 def run_copies(
@@ -155,7 +155,7 @@ def molecule_at_constant_energy(
         Called at each sample.
     """
     topology, positions, batch = replicate(topology_of(at.atoms), at.positions_nm, settings.nve_copies)
-    potential = SE3Potential(subject.model, forces=forces)
+    potential = SE3Potential(subject.model, forces=forces, inner_steps=settings.mts_outer)
     system = potential.createSystem(topology, removeCMMotion=False, hydrogenMass=hydrogen_mass, batch=batch if settings.nve_copies > 1 else None)
     masses = masses_of(system)[: len(at.atoms)]
     seeds = range(settings.seed, settings.seed + settings.nve_copies)

@@ -11,12 +11,12 @@ REFERENCE = "Reference"
 FAST, SLOW = "400*r2 + 900*r2^2; r2=(x-0.1)^2+y^2+z^2", "30*r2 + 60*x^3; r2=x^2+y^2+z^2"
 
 
-def oscillators(n=4, seed=0, fast_group=0):
-    """Anharmonic oscillators under a stiff and a soft force, positions (nm) and velocities (nm/ps)."""
+def oscillators(n=4, seed=0, part=1.0):
+    """Anharmonic oscillators under a stiff and a soft force, positions (nm) and velocities (nm/ps); `part` of the stiff one is in its own group."""
     system, rng = openmm.System(), np.random.default_rng(seed)
     for _ in range(n):
         system.addParticle(12.0)
-    for group, energy in ((fast_group, FAST), (fast_group + 1, SLOW)):
+    for group, energy in ((0, f"{part}*({FAST.replace(';', ');')}"), (1, f"{1 - part}*({FAST.replace(';', ');')}"), (1, SLOW)):
         force = openmm.CustomExternalForce(energy)
         force.setForceGroup(group)
         for i in range(n):
@@ -37,9 +37,10 @@ def run(integrator, x, v, steps, system=None):
     return np.array(state.getPositions(asNumpy=True)._value), np.array(state.getVelocities(asNumpy=True)._value), energy
 
 
-@pytest.mark.parametrize("inner_steps", [1, 4, 8])
+@pytest.mark.parametrize("inner_steps", [1, 2, 4, 8])
 @pytest.mark.parametrize("friction", [0.0, 5.0])
-def test_each_group_is_evaluated_as_often_as_it_must_be(inner_steps, friction):
+@pytest.mark.parametrize("fast_in_slow", [False, True])
+def test_each_group_is_evaluated_as_often_as_it_must_be(inner_steps, friction, fast_in_slow):
     counts = {"fast": 0, "slow": 0}
 
     def counted(name, stiffness):
@@ -56,31 +57,48 @@ def test_each_group_is_evaluated_as_often_as_it_must_be(inner_steps, friction):
         force = openmm.PythonForce(counted(name, stiffness))
         force.setForceGroup(group)
         system.addForce(force)
-    integrator = MultipleTimeStepIntegrator(300, friction, 0.002, inner_steps)
+    integrator = MultipleTimeStepIntegrator(300, friction, 0.002, inner_steps, fastInSlow=fast_in_slow)
     context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName(REFERENCE))
     context.setPositions([[0.1, 0.0, 0.0]])
     integrator.step(1)
     counts.update(fast=0, slow=0)
     for _ in range(3):  # one call of many steps is no different from several calls
         integrator.step(2)
-    assert counts == {"fast": 6 * inner_steps, "slow": 6}
+    evaluations = inner_steps - 1 if fast_in_slow and inner_steps > 1 else inner_steps
+    assert counts == {"fast": 6 * evaluations, "slow": 6}
 
 
+@pytest.mark.parametrize("inner_steps", [2, 4, 8])
+@pytest.mark.parametrize("friction", [0.0, 5.0])
+def test_fast_in_slow_makes_the_same_steps(inner_steps, friction):
+    """Where the forces are split for it; at 0 K, since two runs do not draw the same random numbers."""
+    ends = []
+    for in_slow in (False, True):
+        system, x, v = oscillators(part=1 - 1 / inner_steps if in_slow else 1.0)
+        ends.append(run(MultipleTimeStepIntegrator(0, friction, 0.02, inner_steps, fastInSlow=in_slow), x, v, 20, system))
+    assert np.abs(ends[0][0] - x).max() > 0.05
+    for there, here in zip(*ends, strict=True):
+        np.testing.assert_allclose(here, there, atol=1e-9)
+
+
+@pytest.mark.parametrize("fast_in_slow", [False, True])
 @pytest.mark.parametrize("inner_steps", [1, 2, 4])
-def test_time_is_reversible(inner_steps):
+def test_time_is_reversible(inner_steps, fast_in_slow):
     _, x, v = oscillators()
-    there = run(MultipleTimeStepIntegrator(0, 0, 0.02, inner_steps), x, v, 50)
+    there = run(MultipleTimeStepIntegrator(0, 0, 0.02, inner_steps, fastInSlow=fast_in_slow), x, v, 50)
     assert np.abs(there[0] - x).max() > 0.05
-    back = run(MultipleTimeStepIntegrator(0, 0, 0.02, inner_steps), there[0], -there[1], 50)
+    back = run(MultipleTimeStepIntegrator(0, 0, 0.02, inner_steps, fastInSlow=fast_in_slow), there[0], -there[1], 50)
     np.testing.assert_allclose(back[0], x, atol=1e-10)
     np.testing.assert_allclose(back[1], -v, atol=1e-9)
 
 
-@pytest.mark.parametrize("inner_steps", [1, 4])
-def test_second_order_in_the_outer_step(inner_steps):
+@pytest.mark.parametrize(("inner_steps", "fast_in_slow"), [(1, False), (4, False), (4, True)])
+def test_second_order_in_the_outer_step(inner_steps, fast_in_slow):
+    """Also with `fastInSlow` of forces that are not split for it: then its kicks are less even, but no others in all."""
     _, x, v = oscillators()
     exact = run(MultipleTimeStepIntegrator(0, 0, 0.0001, 1), x, v, 4000)
-    errors = [np.abs(run(MultipleTimeStepIntegrator(0, 0, 0.4 / n, inner_steps), x, v, n)[0] - exact[0]).max() for n in (20, 40)]
+    ends = [run(MultipleTimeStepIntegrator(0, 0, 0.4 / n, inner_steps, fastInSlow=fast_in_slow), x, v, n)[0] for n in (20, 40)]
+    errors = [np.abs(end - exact[0]).max() for end in ends]
     assert 3.5 < errors[0] / errors[1] < 4.5
 
 

@@ -22,8 +22,8 @@ BOX = np.array([[2.0, 0, 0], [0.4, 1.9, 0], [-0.5, 0.6, 1.8]])
 MODES = ("conservative", "mts", "mts-fast")
 
 
-def assert_split(systems, positions, model, z, atoms=slice(None), box=None, platform="Reference", groups=(0, 1), copies=1, tolerance=1e-6):
-    """Both groups together are the conservative model; the first has the direct forces without their energy, or the fast ones with theirs."""
+def assert_split(systems, positions, model, z, atoms=slice(None), box=None, platform="Reference", groups=(0, 1), copies=1, tolerance=1e-6, part=1.0):
+    """Both groups together are the conservative model; the first has `part` of the direct forces and no energy, or of the fast ones with it."""
     energy, conservative = energy_and_forces(systems["conservative"], positions, platform)
     for mode in (m for m in ("mts", "mts-fast") if m in systems):
         inner_energy, inner = energy_and_forces(systems[mode], positions, platform, {groups[0]})
@@ -34,8 +34,8 @@ def assert_split(systems, positions, model, z, atoms=slice(None), box=None, plat
         expected, forces = (
             (0.0, model(torch.tensor(positions[atoms]), z, box)[1]) if mode == "mts" else model.fast(torch.tensor(positions[atoms]), z, box)
         )
-        assert inner_energy / copies == pytest.approx(float(expected), abs=tolerance)
-        np.testing.assert_allclose(inner[atoms], forces.numpy(), atol=tolerance)
+        assert inner_energy / copies == pytest.approx(part * float(expected), abs=tolerance)
+        np.testing.assert_allclose(inner[atoms], part * forces.numpy(), atol=tolerance)
 
 
 @pytest.mark.parametrize("platform", ["Reference", "CPU"])
@@ -57,6 +57,35 @@ def test_files_with_and_without_their_own_gradient(kind, tmp_path):
     leaf = torch.tensor(x, requires_grad=True)
     kind().energy(leaf, numbers(topology)).backward()
     np.testing.assert_allclose(energy_and_forces(systems["conservative"], x)[1], -leaf.grad.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [Morse, MorseWithGradient, MorseWithFast])
+@pytest.mark.parametrize("backend", ["TorchForce", "PythonForce"])
+def test_second_force_takes_over_a_part_of_the_first(kind, backend, tmp_path, monkeypatch):
+    """With `inner_steps`; and the integrator that fits does the same steps as without."""
+    monkeypatch.setattr("openmm_se3.force._choose_backend", lambda: backend)
+    topology, x = ethanol()
+    path = write_model(kind(swirl=200.0), tmp_path / "morse.pt")
+    modes = ("mts", "mts-fast") if kind is MorseWithFast else ("mts",)
+    systems, ends = {"conservative": SE3Potential(path, forces="conservative", precision="double").createSystem(topology)}, {}
+    for mode in modes:
+        for inner_steps in (None, 4):
+            se3 = SE3Potential(path, forces=mode, precision="double", inner_steps=inner_steps)
+            systems[mode] = se3.createSystem(topology, removeCMMotion=False)
+            integrator = MultipleTimeStepIntegrator(0, 0, 2 * unit.femtosecond, 4, fastInSlow=inner_steps is not None)
+            context = openmm.Context(systems[mode], integrator, openmm.Platform.getPlatformByName("Reference"))
+            context.setPositions(x)
+            integrator.step(5)
+            ends[inner_steps] = context.getState(getPositions=True).getPositions(asNumpy=True)._value
+        np.testing.assert_allclose(ends[4], ends[None], atol=1e-10)
+        assert np.abs(ends[4] - x).max() > 1e-4
+    assert_split(systems, x, load_model(path).double(), numbers(topology), part=0.75)
+
+
+def test_other_forces_take_no_notice_of_inner_steps():
+    topology, x = ethanol()
+    system = SE3Potential(MODEL, forces="direct", precision="double", inner_steps=4).createSystem(topology)
+    np.testing.assert_array_equal(energy_and_forces(system, x)[1], energy_and_forces(potential("direct").createSystem(topology), x)[1])
 
 
 def test_subset_in_a_triclinic_box():
@@ -174,6 +203,11 @@ def test_refusals():
     topology, _ = ethanol()
     with pytest.raises(ValueError, match="forceGroup must be from 0 to 30 with forces='mts', got 31"):
         potential("mts").createSystem(topology, forceGroup=31)
+    with pytest.raises(ValueError, match=r"inner_steps must be 1 or even, .* got 3"):
+        SE3Potential(MODEL, forces="mts", inner_steps=3)
+    mixed_topology, classical, _ = ethanol_in_classical_water()
+    with pytest.raises(ValueError, match="inner_steps=4 is for Systems that the model drives alone"):
+        SE3Potential(MODEL, forces="mts", inner_steps=4).createMixedSystem(mixed_topology, classical, range(9))
     with pytest.raises(ValueError, match="inner_steps must be positive, got 0"):
         SimulationSettings(structure="x.pdb", inner_steps=0)
     with pytest.raises(ValueError, match="inner_steps must be 1 or even, got 3"):
