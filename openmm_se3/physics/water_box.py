@@ -1,4 +1,4 @@
-"""A periodic box of water at constant volume: does it hold together, how is it structured, and how much do direct forces heat it."""
+"""A periodic box of water at constant volume: does it hold together, how is it structured, and how much do direct forces and inner steps heat it."""
 
 import shutil
 from dataclasses import replace
@@ -24,7 +24,8 @@ LONGEST_BOND_NM = 0.13  # an O-H bond longer than this is broken
 BIN_NM = 0.005
 EQUILIBRATION = 0.25  # of a run, which averages leave out
 REPORT_PS = 0.05
-DIRECT_PART = 0.1  # of the length of the run, which direct forces take in addition
+#: Forces that are, or have in their inner steps, no gradient; each goes on where the run ends, for this part of its length.
+WITH_DIRECT, PART = ("mts", "direct"), 0.1
 
 
 def water_box(waters: int, seed: int) -> tuple[app.Topology, np.ndarray]:
@@ -119,11 +120,11 @@ def _simulate(run: SimulationSettings, home: Path, progress: Progress | None) ->
 
 
 def measure_water_box(subject: Subject, settings: PhysicsSettings, directory: Path, progress: Progress | None = None) -> Section:
-    """Langevin dynamics in ``directory/water-box``, then with direct forces in ``directory/water-box-direct``; goes on where it was interrupted.
+    """Langevin dynamics in ``directory/water-box``, then in ``water-box-mts`` and ``water-box-direct``; goes on where it was interrupted.
 
     The first run has multiple time steps, whose averages are those of the energy; where the model has a fast network, with that and heavier
-    hydrogens, which change no average. The second begins where the first ends, unless molecules broke, and tells what direct forces, which are no
-    gradient, add to the temperature.
+    hydrogens, which change no average. The others begin where it ends, unless molecules broke, with hydrogens of their own mass. They tell what
+    direct forces, which are no gradient, add to the temperature, on their own and in the inner steps.
 
     Parameters
     ----------
@@ -167,7 +168,8 @@ def measure_water_box(subject: Subject, settings: PhysicsSettings, directory: Pa
         report_every=_report_every(steps, step_fs),
         seed=settings.seed,
     )
-    share = 1 - DIRECT_PART
+    others = [mode for mode in WITH_DIRECT if mode in modes and mode != forces]
+    share = 1 - PART * len(others)
     log, notes = _simulate(run, home, None if progress is None else lambda part: progress(share * part))
     if not len(log["time_ps"]):
         return Section("water-box", title, [Quantity("time not reached", settings.box_ps, "ps", must=0.0)], notes=notes)
@@ -191,17 +193,20 @@ def measure_water_box(subject: Subject, settings: PhysicsSettings, directory: Pa
         Quantity("height of the first peak", float(g[peak])),
     ]
     temperatures = [Line(forces, log["time_ps"].tolist(), log["temperature_k"].tolist())]
-    if "direct" in modes and not notes and not broken:
-        steps = round(DIRECT_PART * settings.box_ps * 1e3 / settings.timestep_fs)
-        direct = replace(run, structure=str(home / FINAL_FILE), forces="direct", inner_steps=1, hydrogen_mass=None, steps=steps, minimize=False)
-        direct = replace(direct, report_every=_report_every(steps, settings.timestep_fs))
-        log, notes = _simulate(
-            direct, directory / "water-box-direct", None if progress is None else lambda part: progress(share + DIRECT_PART * part)
-        )
+    for k, other in enumerate(others if not notes and not broken else []):
+        begun, step_fs = share + PART * k, settings.timestep_fs * (settings.mts_outer if other == "mts" else 1)
+        steps = round(PART * settings.box_ps * 1e3 / step_fs)
+        then = replace(run, structure=str(home / FINAL_FILE), forces=other, hydrogen_mass=None, steps=steps, minimize=False)
+        then = replace(then, report_every=_report_every(steps, step_fs))
+        show = None if progress is None else lambda part, begun=begun: progress(begun + PART * part)
+        log, failures = _simulate(then, directory / f"water-box-{other}", show)
+        notes += failures
         if len(log["time_ps"]):
             mean, error = mean_with_error(log["temperature_k"][int(EQUILIBRATION * len(log["time_ps"])) :])
-            quantities.append(Quantity("direct forces, mean temperature above the thermostat's", mean - settings.temperature, "K", uncertainty=error))
-            temperatures.append(Line("direct", (settings.box_ps + log["time_ps"]).tolist(), log["temperature_k"].tolist()))
+            limits = {"must": 0.1 * settings.temperature} if other == "mts" else {}  # direct forces alone are reported, not judged
+            name = f"{other}, mean temperature above the thermostat's"
+            quantities.append(Quantity(name, mean - settings.temperature, "K", uncertainty=error, **limits))
+            temperatures.append(Line(other, (settings.box_ps + log["time_ps"]).tolist(), log["temperature_k"].tolist()))
     panels = [
         Panel("O-O radial distribution", "distance (Angstrom)", "g(r)", [Line("O-O", (ANGSTROM_PER_NM * r).tolist(), g.tolist())]),
         Panel("temperature", "time (ps)", "temperature (K)", temperatures),

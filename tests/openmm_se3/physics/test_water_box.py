@@ -13,7 +13,7 @@ from openmm_se3.physics.trajectory import read_dcd
 from openmm_se3.physics.water_box import measure_water_box, radial_distribution, water_box
 from openmm_se3.simulate import SimulationSettings, read_log, simulate
 from openmm_se3.structures import read_structure
-from tests.openmm_se3.physics.models import Morse, write_model
+from tests.openmm_se3.physics.models import Morse, MorseWithFast, write_model
 
 
 @pytest.mark.parametrize("waters", [64, 100, 216])
@@ -67,9 +67,10 @@ class TestMeasure:
     SETTINGS = replace(QUICK, box_waters=8, box_ps=0.1)
 
     @pytest.mark.filterwarnings("ignore:.*closed shell")
-    def test_run_and_continue(self, tmp_path, monkeypatch):
+    @pytest.mark.parametrize("kind", [Morse, MorseWithFast])
+    def test_run_and_continue(self, kind, tmp_path, monkeypatch):
         monkeypatch.setattr(water_box_module, "LONGEST_BOND_NM", 1.0)  # as if the weak bonds of this model held
-        subject = Subject(write_model(Morse(depth=10.0), tmp_path / "morse.pt"))
+        subject = Subject(write_model(kind(depth=10.0), tmp_path / "morse.pt"))
         seen = []
         section = measure_water_box(subject, self.SETTINGS, tmp_path, seen.append)
         found = {q.name: q for q in section.quantities}
@@ -77,8 +78,13 @@ class TestMeasure:
         assert np.isfinite([q.value for q in section.quantities]).all()
         log = read_log(tmp_path / "water-box" / "log.csv")["temperature_k"]
         assert found["mean temperature above the thermostat's"].value == pytest.approx(log.mean() - 300.0)
-        direct = read_log(tmp_path / "water-box-direct" / "log.csv")["temperature_k"]
-        assert found["direct forces, mean temperature above the thermostat's"].value == pytest.approx(direct.mean() - 300.0)
+        # Without a fast network the first run is that of multiple time steps.
+        others = ["direct"] if kind is Morse else ["mts", "direct"]
+        for other in others:
+            after = read_log(tmp_path / f"water-box-{other}" / "log.csv")
+            assert after["time_ps"][-1] == pytest.approx(0.01)
+            assert found[f"{other}, mean temperature above the thermostat's"].value == pytest.approx(after["temperature_k"].mean() - 300.0)
+        assert [line.label for line in section.panels[1].lines][1:] == others
         assert seen == sorted(seen)
         assert seen[-1] == 1.0
         assert [p.title for p in section.panels] == ["O-O radial distribution", "temperature"]
