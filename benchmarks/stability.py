@@ -17,7 +17,8 @@ from openmm import unit
 
 from benchmarks.records import save
 from openmm_se3 import SE3Potential
-from openmm_se3.simulate import SimulationSettings, minimize
+from openmm_se3.simulate import minimize
+from openmm_se3.simulation_settings import SimulationSettings
 from openmm_se3.structures import read_structure
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

@@ -105,8 +105,10 @@ def simulate(
     """Minimise a structure, run dynamics, write trajectory, log, checkpoint and a picture."""
     import openmm
 
-    from openmm_se3.simulate import PLOT_FILE, TRAJECTORY_FILE, SimulationError, SimulationSettings, extend, read_settings, temperature_deviation
+    from openmm_se3.errors import SimulationError
     from openmm_se3.simulate import simulate as run
+    from openmm_se3.simulation_files import PLOT_FILE, TRAJECTORY_FILE, extend, read_settings, temperature_deviation
+    from openmm_se3.simulation_settings import SimulationSettings
 
     if structure is None and not (resume and output is not None):
         raise _fail(ValueError("give a structure file, or --resume with --output"))

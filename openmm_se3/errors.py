@@ -7,3 +7,7 @@ class ModelFileError(ValueError):
 
 class UnsupportedSystemError(ValueError):
     """The atoms, the box or the coordinates are none that the model can describe."""
+
+
+class SimulationError(RuntimeError):
+    """The simulation cannot start or go on; the message says what happened and what is left."""

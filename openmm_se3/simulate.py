@@ -1,14 +1,8 @@
 """Run dynamics of a structure file: minimise, simulate, write everything a user wants to look at, resume."""
 
-import csv
-import json
-import math
-import os
-import struct
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,154 +12,34 @@ from openmm import app, unit
 
 from openmm_se3.binding import MULTIPLE_TIME_STEPS
 from openmm_se3.cuda_graphs import needs_width, width_for
-from openmm_se3.errors import UnsupportedSystemError
+from openmm_se3.errors import SimulationError, UnsupportedSystemError
 from openmm_se3.force import check_box
-from openmm_se3.guard import DomainError, DomainGuard
+from openmm_se3.guard import DomainError
 from openmm_se3.integrators import MultipleTimeStepIntegrator
-from openmm_se3.masses import masses_of
 from openmm_se3.model_file import ModelMetadata, find_model, read_metadata
 from openmm_se3.molecules import keep_molecules_whole, make_whole
-from openmm_se3.platforms import platform_names
+from openmm_se3.platforms import choose_platform, torch_threads
 from openmm_se3.potential import SE3Potential
+from openmm_se3.simulation_files import (
+    CHECKPOINT_FILE,
+    FINAL_FILE,
+    LOG_FILE,
+    PLOT_FILE,
+    STATE_FILE,
+    SimulationFiles,
+    plot_log,
+    portable_state,
+    read_settings,
+    restore,
+    write_settings,
+)
+from openmm_se3.simulation_settings import SimulationSettings
 from openmm_se3.structures import check_coordinates, molecule_of_atoms, read_structure, unlikely_molecules
 
-ENSEMBLES = ("nvt", "nve")
 #: Outer step beyond which ``"mts-fast"`` wants heavier hydrogens: vibrations of ordinary ones get fewer than six kicks in a period.
 LONGEST_STEP_FS = 1.5
-SETTINGS_FILE = "settings.json"
-CHECKPOINT_FILE = "checkpoint.chk"
-STATE_FILE = "state.xml"
-TRAJECTORY_FILE = "trajectory.dcd"
-LOG_FILE = "log.csv"
-PLOT_FILE = "energy_temperature.png"
-FINAL_FILE = "final.pdb"
 FORCE_TOLERANCE = 0.01  # eV/Angstrom, on each atom
-ONE_THREAD_UP_TO = 200  # atoms, below which handing work to a second thread costs more than it brings
 BAROSTAT_INTERVAL = 25  # steps between trial changes of the volume
-_CSV_HEADER = ("step", "time_ps", "potential_kj_per_mol", "kinetic_kj_per_mol", "total_kj_per_mol", "temperature_k")
-_CSV_PERIODIC = ("volume_nm3", "density_g_per_ml")
-
-
-class SimulationError(RuntimeError):
-    """The simulation cannot start or go on; the message says what happened and what is left."""
-
-
-@dataclass(frozen=True)
-class SimulationSettings:
-    """What to simulate and how.
-
-    Attributes
-    ----------
-    structure : str
-        Structure file (.pdb, .cif, .sdf, .xyz).
-    model : str
-        Name of a released model or path of an exported file.
-    forces : str
-        Force mode of `SE3Potential`; ``auto`` as `suitable_forces` says.
-    precision : str
-        ``single`` or ``double``.
-    ensemble : str
-        ``nvt`` (Langevin) or ``nve`` (Verlet); for multiple time steps `MultipleTimeStepIntegrator` with friction or without.
-    pressure_bar : float or None
-        With ``nvt`` and a periodic box, keeps this pressure (bar) by a Monte Carlo barostat that scales the box in all directions alike and
-        moves molecules, as the bonds of the structure tell them, as a whole; None keeps the volume.
-    box_nm : sequence of three floats, or empty, or None
-        Edges of an orthorhombic periodic box, nm; None takes what the structure file says, an empty sequence no box.
-    temperature : float
-        Kelvin; also of the initial velocities. 0 starts at rest.
-    timestep_fs : float
-        Femtoseconds; for multiple time steps of the inner ones.
-    inner_steps : int
-        For multiple time steps, inner ones to each outer one, 1 or an even number; one step of the run is all of them. Other force modes
-        take one step at a time.
-    hydrogen_mass : float or None
-        Dalton, taken from the atoms that hydrogens are bonded to; None for their own.
-    friction_per_ps : float
-        Langevin friction. The default couples tightly, because direct forces put heat in (see the model's card).
-    steps : int
-        Steps in all.
-    report_every : int
-        Steps between frames, log lines and checkpoints.
-    minimize : bool
-        Whether to minimise first, see `minimize`.
-    platform : str
-        OpenMM platform; ``auto`` takes CUDA if there is one, else Reference, whose step overhead is the smallest on a CPU.
-    seed : int
-        Seed of velocities and thermostat.
-    """
-
-    structure: str
-    model: str = "se3-ani1x"
-    forces: str = "auto"
-    precision: str = "single"
-    ensemble: str = "nvt"
-    pressure_bar: float | None = None
-    box_nm: Sequence[float] | None = None
-    temperature: float = 300.0
-    timestep_fs: float = 0.5
-    inner_steps: int = 4
-    hydrogen_mass: float | None = None
-    friction_per_ps: float = 10.0
-    steps: int = 20_000
-    report_every: int = 100
-    minimize: bool = True
-    platform: str = "auto"
-    seed: int = 1
-
-    def __post_init__(self) -> None:
-        if self.ensemble not in ENSEMBLES:
-            raise ValueError(f"ensemble must be one of {', '.join(ENSEMBLES)}, got {self.ensemble!r}")
-        for name in ("timestep_fs", "inner_steps", "steps", "report_every"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.inner_steps > 1 and self.inner_steps % 2:
-            raise ValueError(f"inner_steps must be 1 or even, got {self.inner_steps}")
-        for name in ("temperature", "friction_per_ps"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.pressure_bar is not None and not math.isfinite(self.pressure_bar):
-            raise ValueError(f"pressure_bar must be a number, got {self.pressure_bar}")
-        if self.pressure_bar is not None and (self.ensemble != "nvt" or self.temperature == 0):
-            raise ValueError(f"a pressure needs a thermostat: ensemble nvt and a temperature above 0, got {self.ensemble} and {self.temperature:g} K")
-        if self.box_nm and (len(self.box_nm) != 3 or not min(self.box_nm) > 0 or not max(self.box_nm) < math.inf):
-            raise ValueError(f"box_nm must be three positive edges in nm, or empty, got {self.box_nm}")
-
-    @property
-    def step_fs(self) -> float:
-        """Time that one step of the integrator takes, fs."""
-        return self.timestep_fs * (self.inner_steps if self.forces in MULTIPLE_TIME_STEPS else 1)
-
-
-def choose_platform(name: str) -> openmm.Platform:
-    """Platform by name; ``auto`` as in `SimulationSettings`.
-
-    Raises
-    ------
-    SimulationError
-        If there is no such platform; the message lists those there are.
-    """
-    names = platform_names()
-    if name == "auto":
-        name = "CUDA" if "CUDA" in names else "Reference"
-    if name not in names:
-        raise SimulationError(f"OpenMM has no platform {name!r} here; it has {', '.join(names)}")
-    return openmm.Platform.getPlatformByName(name)
-
-
-@contextmanager
-def torch_threads(n_atoms: int) -> Iterator[None]:
-    """Let torch use the number of threads that suits a system of so many atoms on a CPU, and restore what was set.
-
-    One up to `ONE_THREAD_UP_TO` atoms, above it what torch takes by itself, the number of cores. The environment variable
-    ``OMP_NUM_THREADS`` is obeyed, whatever the size.
-    """
-    before = torch.get_num_threads()
-    if n_atoms <= ONE_THREAD_UP_TO and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def suitable_forces(settings: SimulationSettings, topology: app.Topology, positions: np.ndarray) -> str:
@@ -280,7 +154,7 @@ def _width(model: torch.jit.ScriptModule, platform: str, topology: app.Topology,
         return None
     box = topology.getPeriodicBoxVectors()
     if resumed is not None:
-        state = _portable_state(resumed)
+        state = portable_state(resumed)
         positions = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
         box = box if box is None else state.getPeriodicBoxVectors()
     return width_for(positions, box, model.metadata.cutoff_nm)
@@ -295,100 +169,9 @@ def _too_small(context: openmm.Context, metadata: ModelMetadata) -> str | None:
     return None
 
 
-def _degrees_of_freedom(system: openmm.System) -> int:
-    moving = sum(system.getParticleMass(i) > 0 * unit.dalton for i in range(system.getNumParticles()))
-    removed = any(isinstance(f, openmm.CMMotionRemover) for f in system.getForces())
-    return max(3 * moving - (3 if removed else 0), 1)
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside `path`, then rename, so that a kill leaves the old file or the new one."""
-    partial = path.with_name("partial-" + path.name)
-    write(partial)
-    os.replace(partial, path)
-
-
-class _Outputs:
-    """Trajectory, log and checkpoint, always at the same step."""
-
-    def __init__(self, directory: Path, settings: SimulationSettings, simulation: app.Simulation) -> None:
-        self.directory, self.settings, self.simulation = directory, settings, simulation
-        self.dof = _degrees_of_freedom(simulation.system)
-        self.time = 0.0
-        self.temperature = 0.0
-        self.potential = 0.0
-        self.guard = DomainGuard(simulation.topology, settings.report_every)
-        self.periodic = simulation.system.usesPeriodicBoundaryConditions()
-        self.header = _CSV_HEADER + (_CSV_PERIODIC if self.periodic else ())
-        self.mass = float(masses_of(simulation.system).sum())
-
-    def open(self, frames: int) -> None:
-        """Start the files, or cut them back to `frames` frames after a kill."""
-        trajectory, log = self.directory / TRAJECTORY_FILE, self.directory / LOG_FILE
-        step = self.settings.step_fs * unit.femtosecond
-        if frames:
-            truncate_dcd(trajectory, frames)
-            with open(log, newline="") as file:
-                lines = [line for line in list(csv.reader(file))[: frames + 1] if len(line) == len(self.header)]
-        else:
-            lines = [list(self.header)]
-        with open(log, "w", newline="") as file:
-            csv.writer(file).writerows(lines)
-        self._file = open(trajectory, "r+b" if frames else "wb")  # noqa: SIM115 - lives as long as the run
-        every = self.settings.report_every
-        self._dcd = app.DCDFile(self._file, self.simulation.topology, step, every, every, append=bool(frames))
-
-    def write(self) -> None:
-        """One frame, one line, one checkpoint."""
-        context = self.simulation.context
-        state = context.getState(getPositions=True, getEnergy=True, getVelocities=True, getForces=True)
-        self.guard.check(state, self.simulation.currentStep)
-        potential = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
-        kinetic = state.getKineticEnergy().value_in_unit(unit.kilojoule_per_mole)
-        gas = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
-        self.temperature, self.potential = 2 * kinetic / (self.dof * gas), potential
-        box = state.getPeriodicBoxVectors() if self.periodic else None
-        self._dcd.writeModel(state.getPositions(), periodicBoxVectors=box)
-        self._file.flush()
-        self.time = state.getTime().value_in_unit(unit.picosecond)
-        values = [self.time, potential, kinetic, potential + kinetic, self.temperature]
-        if self.periodic:
-            volume = state.getPeriodicBoxVolume()
-            density = self.mass * unit.dalton / volume
-            values += [volume.value_in_unit(unit.nanometer**3), density.value_in_unit(unit.gram / unit.item / unit.milliliter)]
-        with open(self.directory / LOG_FILE, "a", newline="") as file:
-            csv.writer(file).writerow([self.simulation.currentStep, *(f"{v:.8g}" for v in values)])
-        _replace(self.directory / STATE_FILE, lambda p: p.write_text(openmm.XmlSerializer.serialize(state)))
-        _replace(self.directory / CHECKPOINT_FILE, lambda p: p.write_bytes(context.createCheckpoint()))
-
-    def last(self) -> str:
-        """When the last state was written."""
-        return f"at {self.time:g} ps" if (self.directory / STATE_FILE).exists() else "none yet"
-
-    def close(self) -> None:
-        """Close the trajectory."""
-        self._file.close()
-
-
-def truncate_dcd(path: Path, frames: int) -> None:
-    """Keep the first `frames` frames of a DCD file, whatever a kill left behind them.
-
-    Raises
-    ------
-    SimulationError
-        If the file has fewer frames.
-    """
-    with open(path, "r+b") as file:
-        header = file.read(276)
-        n_atoms = struct.unpack("<i", header[268:272])[0] if len(header) == 276 else 0
-        periodic = struct.unpack("<i", header[48:52])[0] if len(header) == 276 else 0
-        frame = 3 * (4 * n_atoms + 8) + (56 if periodic else 0)
-        size = file.seek(0, os.SEEK_END)
-        if n_atoms == 0 or size < 276 + frames * frame:
-            raise SimulationError(f"{path} holds fewer than the {frames} frames of the checkpoint; it was altered, and the run cannot be resumed")
-        file.truncate(276 + frames * frame)
-        file.seek(8)
-        file.write(struct.pack("<i", frames))
+def _absolute_model(model: str) -> str:
+    """Released models by name, files by absolute path, so that a resumed run finds them from any folder."""
+    return str(find_model(model).resolve()) if Path(model).is_file() else model
 
 
 def simulate(
@@ -475,15 +258,14 @@ def _run(
             stacklevel=2,
         )
     simulation = app.Simulation(topology, system, _integrator(settings), platform)
-    outputs = _Outputs(output, settings, simulation)
+    outputs = SimulationFiles(output, settings, simulation)
 
     if resume:
-        frames = -(-_restore(simulation, output) // settings.report_every)
+        frames = -(-restore(simulation, output) // settings.report_every)
     else:
         # Before minimising: a place that cannot be written costs no time, and a run that is killed meanwhile can be begun anew.
         output.mkdir(parents=True, exist_ok=True)
-        absolute = {"structure": str(Path(settings.structure).resolve()), "model": _absolute_model(settings.model)}
-        _replace(output / SETTINGS_FILE, lambda p: p.write_text(json.dumps({**asdict(settings), **absolute}, indent=1) + "\n"))
+        write_settings(replace(settings, structure=str(Path(settings.structure).resolve()), model=_absolute_model(settings.model)), output)
         if settings.minimize:
             positions = minimize(topology, positions, settings)
         with open(output / "topology.pdb", "w") as file:
@@ -525,119 +307,3 @@ def _run(
         topology.setPeriodicBoxVectors(state.getPeriodicBoxVectors())
     with open(output / FINAL_FILE, "w") as file:
         app.PDBFile.writeFile(topology, state.getPositions(), file, keepIds=True)
-
-
-def read_settings(output: Path) -> SimulationSettings:
-    """Settings of the run in a directory.
-
-    Raises
-    ------
-    SimulationError
-        If it holds none, or what it holds was altered.
-    """
-    file = output / SETTINGS_FILE
-    try:
-        return SimulationSettings(**json.loads(file.read_text()))
-    except FileNotFoundError:
-        raise SimulationError(f"{output} holds no run to resume (no {SETTINGS_FILE})") from None
-    except (TypeError, ValueError) as error:
-        raise SimulationError(f"{file} holds no settings of a run: {error}") from error
-
-
-def extend(output: Path, steps: int) -> None:
-    """Let the run in a directory go on to so many steps in all when it is resumed.
-
-    Parameters
-    ----------
-    output : Path
-        Directory of the run.
-    steps : int
-        Steps in all.
-
-    Raises
-    ------
-    SimulationError
-        If it was to be longer, or there is no run.
-    """
-    settings = read_settings(output)
-    if steps < settings.steps:
-        raise SimulationError(f"the run in {output} is of {settings.steps} steps; --steps {steps} would end it before")
-    text = json.dumps({**asdict(settings), "steps": steps}, indent=1) + "\n"
-    _replace(output / SETTINGS_FILE, lambda p: p.write_text(text))
-
-
-def _absolute_model(model: str) -> str:
-    """Released models by name, files by absolute path, so that a resumed run finds them from any folder."""
-    return str(find_model(model).resolve()) if Path(model).is_file() else model
-
-
-def _portable_state(output: Path) -> openmm.State:
-    return openmm.XmlSerializer.deserialize((output / STATE_FILE).read_text())
-
-
-def _restore(simulation: app.Simulation, output: Path) -> int:
-    """Load the checkpoint; where it is of another machine or platform, the portable state. Returns the step."""
-    try:
-        simulation.context.loadCheckpoint((output / CHECKPOINT_FILE).read_bytes())
-    except openmm.OpenMMException:
-        simulation.context.setState(_portable_state(output))
-    return int(simulation.currentStep)
-
-
-def read_log(path: Path) -> dict[str, np.ndarray]:
-    """Columns of a log as arrays."""
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    names = list(rows[0]) if rows else _CSV_HEADER
-    return {name: np.array([float(r[name]) for r in rows]) for name in names}
-
-
-def temperature_deviation(output: Path) -> float | None:
-    """Relative deviation of the mean temperature, over the second half of a finished run, from that of its thermostat.
-
-    Returns
-    -------
-    float or None
-        None where there is no thermostat, or there are fewer than 100 samples to judge by.
-    """
-    settings = read_settings(output)
-    temperature = read_log(output / LOG_FILE)["temperature_k"]
-    if settings.ensemble != "nvt" or settings.temperature == 0 or len(temperature) < 100:
-        return None
-    return float(temperature[len(temperature) // 2 :].mean() / settings.temperature - 1)
-
-
-def plot_log(log: Path, picture: Path) -> None:
-    """Draw energies and temperature over time; the density too, where it changes."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    columns = read_log(log)
-    if not len(columns["step"]):
-        return
-    density = columns.get("density_g_per_ml")
-    changes = density is not None and np.ptp(density) > 0
-    figure, axes = pyplot.subplots(3 + changes, 1, figsize=(8, 9 if changes else 7), sharex=True, constrained_layout=True)
-    time = columns["time_ps"]
-    axes[0].plot(time, columns["potential_kj_per_mol"], lw=0.8, color="tab:blue")
-    axes[0].set_ylabel("potential energy\n(kJ/mol)")
-    axes[1].plot(time, columns["total_kj_per_mol"], lw=0.8, color="tab:purple")
-    axes[1].set_ylabel("total energy\n(kJ/mol)")
-    axes[2].plot(time, columns["temperature_k"], lw=0.8, color="tab:red")
-    mean = columns["temperature_k"].mean()
-    axes[2].axhline(mean, color="black", lw=0.8, ls="--", label=f"mean {mean:.1f} K")
-    axes[2].legend(loc="upper right")
-    axes[2].set_ylabel("temperature\n(K)")
-    if changes:
-        axes[3].plot(time, density, lw=0.8, color="tab:green")
-        axes[3].set_ylabel("density\n(g/mL)")
-    axes[-1].set_xlabel("time (ps)")
-    for axis in axes:
-        axis.ticklabel_format(axis="y", useOffset=False)
-        axis.grid(alpha=0.3)
-    temporary = picture.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=130)
-    pyplot.close(figure)
-    os.replace(temporary, picture)

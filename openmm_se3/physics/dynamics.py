@@ -10,7 +10,7 @@ from openmm import unit
 from openmm_se3.masses import masses_of
 from openmm_se3.physics.harmonic import rigid_motions
 from openmm_se3.physics.units import BOLTZMANN
-from openmm_se3.simulate import choose_platform
+from openmm_se3.platforms import choose_platform
 
 #: Kelvin, beyond which no molecule is one any more.
 HOTTEST = 1e4

@@ -14,7 +14,7 @@ from openmm_se3.physics.statistics import mean_with_error
 from openmm_se3.physics.subject import Subject
 from openmm_se3.physics.units import BOLTZMANN
 from openmm_se3.potential import SE3Potential
-from openmm_se3.simulate import SimulationSettings
+from openmm_se3.simulation_settings import SimulationSettings
 from openmm_se3.structures import topology_of
 
 DISCARD = 0.1  # of the run, in which it comes to the temperature

@@ -10,6 +10,7 @@ from ase.build import molecule
 from openmm import Vec3, app, unit
 
 from openmm_se3.binding import modes_of
+from openmm_se3.errors import SimulationError
 from openmm_se3.physics.dynamics import Progress
 from openmm_se3.physics.report import Line, Panel, Quantity, Section
 from openmm_se3.physics.settings import PhysicsSettings
@@ -17,7 +18,9 @@ from openmm_se3.physics.statistics import mean_with_error
 from openmm_se3.physics.subject import Subject
 from openmm_se3.physics.trajectory import read_dcd
 from openmm_se3.physics.units import ANGSTROM_PER_NM, DALTON_PER_KG_PER_M3_NM3
-from openmm_se3.simulate import CHECKPOINT_FILE, FINAL_FILE, LOG_FILE, TRAJECTORY_FILE, SimulationError, SimulationSettings, read_log, simulate
+from openmm_se3.simulate import simulate
+from openmm_se3.simulation_files import CHECKPOINT_FILE, FINAL_FILE, LOG_FILE, TRAJECTORY_FILE, read_log
+from openmm_se3.simulation_settings import SimulationSettings
 
 DENSITY_KG_PER_M3 = 997.0  # of liquid water at 298 K and 1 bar
 LONGEST_BOND_NM = 0.13  # an O-H bond longer than this is broken

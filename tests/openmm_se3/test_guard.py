@@ -8,9 +8,10 @@ import openmm
 import pytest
 from openmm import app, unit
 
-from openmm_se3.errors import UnsupportedSystemError
+from openmm_se3.errors import SimulationError, UnsupportedSystemError
 from openmm_se3.guard import DomainError, DomainGuard
-from openmm_se3.simulate import SimulationError, SimulationSettings, simulate
+from openmm_se3.simulate import simulate
+from openmm_se3.simulation_settings import SimulationSettings
 from tests.openmm_se3.helpers import MODEL, ROOT, ethanol, potential
 
 

@@ -10,7 +10,8 @@ from openmm import app, unit
 
 from openmm_se3.errors import UnsupportedSystemError
 from openmm_se3.masses import repartition_hydrogen_mass
-from openmm_se3.simulate import SimulationSettings, simulate
+from openmm_se3.simulate import simulate
+from openmm_se3.simulation_settings import SimulationSettings
 from openmm_se3.structures import read_structure
 from tests.openmm_se3.helpers import EXAMPLES, MODEL, ethanol, potential
 

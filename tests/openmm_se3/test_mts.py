@@ -12,7 +12,9 @@ from openmm import app, unit
 from openmm_se3 import MultipleTimeStepIntegrator, SE3Calculator, SE3Potential
 from openmm_se3.force import create_forces
 from openmm_se3.model_file import load_model
-from openmm_se3.simulate import SimulationSettings, read_log, simulate
+from openmm_se3.simulate import simulate
+from openmm_se3.simulation_files import read_log
+from openmm_se3.simulation_settings import SimulationSettings
 from tests.openmm_se3.helpers import EXAMPLES, MODEL, energy_and_forces, ethanol, ethanol_in_classical_water, numbers, potential
 from tests.openmm_se3.physics.models import Morse, MorseWithFast, MorseWithGradient, write_model
 

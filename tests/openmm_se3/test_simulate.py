@@ -22,18 +22,12 @@ from typer.testing import CliRunner
 
 from openmm_se3.cli import _fail
 from openmm_se3.cli import app as cli
-from openmm_se3.errors import UnsupportedSystemError
+from openmm_se3.errors import SimulationError, UnsupportedSystemError
 from openmm_se3.installation import MEND
-from openmm_se3.simulate import (
-    SimulationError,
-    SimulationSettings,
-    extend,
-    read_log,
-    simulate,
-    temperature_deviation,
-    torch_threads,
-    truncate_dcd,
-)
+from openmm_se3.platforms import torch_threads
+from openmm_se3.simulate import simulate
+from openmm_se3.simulation_files import extend, read_log, temperature_deviation, truncate_dcd
+from openmm_se3.simulation_settings import SimulationSettings
 from openmm_se3.structures import check_coordinates, read_structure, topology_of, unlikely_molecules
 from tests.openmm_se3.helpers import EXAMPLES, MODEL, ROOT
 

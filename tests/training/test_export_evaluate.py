@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from openmm_se3 import SE3Potential
 from openmm_se3.binding import modes_of
 from openmm_se3.model_file import find_model, load_model
-from openmm_se3.simulate import SimulationSettings, simulate
+from openmm_se3.simulate import simulate
+from openmm_se3.simulation_settings import SimulationSettings
 from tests.training.helpers import KEYS, SAMPLE, sample_dataset, small_config
 from training.__main__ import app
 from training.checkpoint import NETWORK_FILE, CheckpointError, initial_weights, load_checkpoint, load_exported

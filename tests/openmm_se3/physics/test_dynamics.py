@@ -16,7 +16,7 @@ from openmm_se3.physics.heating import Energies, heating_rate, measure_heating, 
 from openmm_se3.physics.settings import PhysicsSettings
 from openmm_se3.physics.subject import Subject
 from openmm_se3.physics.units import BOLTZMANN
-from openmm_se3.simulate import SimulationSettings
+from openmm_se3.simulation_settings import SimulationSettings
 from openmm_se3.structures import topology_of
 from tests.openmm_se3.physics.models import MorseWithFast, MorseWithGradient, Trap, write_model
 

@@ -11,7 +11,9 @@ from openmm_se3.physics.settings import QUICK
 from openmm_se3.physics.subject import Subject
 from openmm_se3.physics.trajectory import read_dcd
 from openmm_se3.physics.water_box import measure_water_box, radial_distribution, water_box
-from openmm_se3.simulate import SimulationSettings, read_log, simulate
+from openmm_se3.simulate import simulate
+from openmm_se3.simulation_files import read_log
+from openmm_se3.simulation_settings import SimulationSettings
 from openmm_se3.structures import read_structure
 from tests.openmm_se3.physics.models import Morse, MorseWithFast, write_model
 

@@ -1,0 +1,240 @@
+"""What a simulation leaves in its directory, and how it goes on from there: settings, trajectory, log, picture, checkpoint."""
+
+import csv
+import json
+import os
+import struct
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import openmm
+from openmm import app, unit
+
+from openmm_se3.errors import SimulationError
+from openmm_se3.guard import DomainGuard
+from openmm_se3.masses import masses_of
+from openmm_se3.simulation_settings import SimulationSettings
+
+SETTINGS_FILE = "settings.json"
+CHECKPOINT_FILE = "checkpoint.chk"
+STATE_FILE = "state.xml"
+TRAJECTORY_FILE = "trajectory.dcd"
+LOG_FILE = "log.csv"
+PLOT_FILE = "energy_temperature.png"
+FINAL_FILE = "final.pdb"
+_CSV_HEADER = ("step", "time_ps", "potential_kj_per_mol", "kinetic_kj_per_mol", "total_kj_per_mol", "temperature_k")
+_CSV_PERIODIC = ("volume_nm3", "density_g_per_ml")
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Write beside `path`, then rename, so that a kill leaves the old file or the new one."""
+    partial = path.with_name("partial-" + path.name)
+    write(partial)
+    os.replace(partial, path)
+
+
+def _degrees_of_freedom(system: openmm.System) -> int:
+    moving = sum(system.getParticleMass(i) > 0 * unit.dalton for i in range(system.getNumParticles()))
+    removed = any(isinstance(f, openmm.CMMotionRemover) for f in system.getForces())
+    return max(3 * moving - (3 if removed else 0), 1)
+
+
+class SimulationFiles:
+    """Trajectory, log and checkpoint, always at the same step."""
+
+    def __init__(self, directory: Path, settings: SimulationSettings, simulation: app.Simulation) -> None:
+        self.directory, self.settings, self.simulation = directory, settings, simulation
+        self.dof = _degrees_of_freedom(simulation.system)
+        self.time = 0.0
+        self.temperature = 0.0
+        self.potential = 0.0
+        self.guard = DomainGuard(simulation.topology, settings.report_every)
+        self.periodic = simulation.system.usesPeriodicBoundaryConditions()
+        self.header = _CSV_HEADER + (_CSV_PERIODIC if self.periodic else ())
+        self.mass = float(masses_of(simulation.system).sum())
+
+    def open(self, frames: int) -> None:
+        """Start the files, or cut them back to `frames` frames after a kill."""
+        trajectory, log = self.directory / TRAJECTORY_FILE, self.directory / LOG_FILE
+        step = self.settings.step_fs * unit.femtosecond
+        if frames:
+            truncate_dcd(trajectory, frames)
+            with open(log, newline="") as file:
+                lines = [line for line in list(csv.reader(file))[: frames + 1] if len(line) == len(self.header)]
+        else:
+            lines = [list(self.header)]
+        with open(log, "w", newline="") as file:
+            csv.writer(file).writerows(lines)
+        self._file = open(trajectory, "r+b" if frames else "wb")  # noqa: SIM115 - lives as long as the run
+        every = self.settings.report_every
+        self._dcd = app.DCDFile(self._file, self.simulation.topology, step, every, every, append=bool(frames))
+
+    def write(self) -> None:
+        """One frame, one line, one checkpoint."""
+        context = self.simulation.context
+        state = context.getState(getPositions=True, getEnergy=True, getVelocities=True, getForces=True)
+        self.guard.check(state, self.simulation.currentStep)
+        potential = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
+        kinetic = state.getKineticEnergy().value_in_unit(unit.kilojoule_per_mole)
+        gas = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
+        self.temperature, self.potential = 2 * kinetic / (self.dof * gas), potential
+        box = state.getPeriodicBoxVectors() if self.periodic else None
+        self._dcd.writeModel(state.getPositions(), periodicBoxVectors=box)
+        self._file.flush()
+        self.time = state.getTime().value_in_unit(unit.picosecond)
+        values = [self.time, potential, kinetic, potential + kinetic, self.temperature]
+        if self.periodic:
+            volume = state.getPeriodicBoxVolume()
+            density = self.mass * unit.dalton / volume
+            values += [volume.value_in_unit(unit.nanometer**3), density.value_in_unit(unit.gram / unit.item / unit.milliliter)]
+        with open(self.directory / LOG_FILE, "a", newline="") as file:
+            csv.writer(file).writerow([self.simulation.currentStep, *(f"{v:.8g}" for v in values)])
+        _replace(self.directory / STATE_FILE, lambda p: p.write_text(openmm.XmlSerializer.serialize(state)))
+        _replace(self.directory / CHECKPOINT_FILE, lambda p: p.write_bytes(context.createCheckpoint()))
+
+    def last(self) -> str:
+        """When the last state was written."""
+        return f"at {self.time:g} ps" if (self.directory / STATE_FILE).exists() else "none yet"
+
+    def close(self) -> None:
+        """Close the trajectory."""
+        self._file.close()
+
+
+def truncate_dcd(path: Path, frames: int) -> None:
+    """Keep the first `frames` frames of a DCD file, whatever a kill left behind them.
+
+    Raises
+    ------
+    SimulationError
+        If the file has fewer frames.
+    """
+    with open(path, "r+b") as file:
+        header = file.read(276)
+        n_atoms = struct.unpack("<i", header[268:272])[0] if len(header) == 276 else 0
+        periodic = struct.unpack("<i", header[48:52])[0] if len(header) == 276 else 0
+        frame = 3 * (4 * n_atoms + 8) + (56 if periodic else 0)
+        size = file.seek(0, os.SEEK_END)
+        if n_atoms == 0 or size < 276 + frames * frame:
+            raise SimulationError(f"{path} holds fewer than the {frames} frames of the checkpoint; it was altered, and the run cannot be resumed")
+        file.truncate(276 + frames * frame)
+        file.seek(8)
+        file.write(struct.pack("<i", frames))
+
+
+def write_settings(settings: SimulationSettings, output: Path) -> None:
+    """Keep the settings of a run in its directory."""
+    _replace(output / SETTINGS_FILE, lambda p: p.write_text(json.dumps(asdict(settings), indent=1) + "\n"))
+
+
+def read_settings(output: Path) -> SimulationSettings:
+    """Settings of the run in a directory.
+
+    Raises
+    ------
+    SimulationError
+        If it holds none, or what it holds was altered.
+    """
+    file = output / SETTINGS_FILE
+    try:
+        return SimulationSettings(**json.loads(file.read_text()))
+    except FileNotFoundError:
+        raise SimulationError(f"{output} holds no run to resume (no {SETTINGS_FILE})") from None
+    except (TypeError, ValueError) as error:
+        raise SimulationError(f"{file} holds no settings of a run: {error}") from error
+
+
+def extend(output: Path, steps: int) -> None:
+    """Let the run in a directory go on to so many steps in all when it is resumed.
+
+    Parameters
+    ----------
+    output : Path
+        Directory of the run.
+    steps : int
+        Steps in all.
+
+    Raises
+    ------
+    SimulationError
+        If it was to be longer, or there is no run.
+    """
+    settings = read_settings(output)
+    if steps < settings.steps:
+        raise SimulationError(f"the run in {output} is of {settings.steps} steps; --steps {steps} would end it before")
+    write_settings(replace(settings, steps=steps), output)
+
+
+def portable_state(output: Path) -> openmm.State:
+    """The last state, which any machine and platform can read."""
+    return openmm.XmlSerializer.deserialize((output / STATE_FILE).read_text())
+
+
+def restore(simulation: app.Simulation, output: Path) -> int:
+    """Load the checkpoint; where it is of another machine or platform, the portable state. Returns the step."""
+    try:
+        simulation.context.loadCheckpoint((output / CHECKPOINT_FILE).read_bytes())
+    except openmm.OpenMMException:
+        simulation.context.setState(portable_state(output))
+    return int(simulation.currentStep)
+
+
+def read_log(path: Path) -> dict[str, np.ndarray]:
+    """Columns of a log as arrays."""
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = list(rows[0]) if rows else _CSV_HEADER
+    return {name: np.array([float(r[name]) for r in rows]) for name in names}
+
+
+def temperature_deviation(output: Path) -> float | None:
+    """Relative deviation of the mean temperature, over the second half of a finished run, from that of its thermostat.
+
+    Returns
+    -------
+    float or None
+        None where there is no thermostat, or there are fewer than 100 samples to judge by.
+    """
+    settings = read_settings(output)
+    temperature = read_log(output / LOG_FILE)["temperature_k"]
+    if settings.ensemble != "nvt" or settings.temperature == 0 or len(temperature) < 100:
+        return None
+    return float(temperature[len(temperature) // 2 :].mean() / settings.temperature - 1)
+
+
+def plot_log(log: Path, picture: Path) -> None:
+    """Draw energies and temperature over time; the density too, where it changes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    columns = read_log(log)
+    if not len(columns["step"]):
+        return
+    density = columns.get("density_g_per_ml")
+    changes = density is not None and np.ptp(density) > 0
+    figure, axes = pyplot.subplots(3 + changes, 1, figsize=(8, 9 if changes else 7), sharex=True, constrained_layout=True)
+    time = columns["time_ps"]
+    axes[0].plot(time, columns["potential_kj_per_mol"], lw=0.8, color="tab:blue")
+    axes[0].set_ylabel("potential energy\n(kJ/mol)")
+    axes[1].plot(time, columns["total_kj_per_mol"], lw=0.8, color="tab:purple")
+    axes[1].set_ylabel("total energy\n(kJ/mol)")
+    axes[2].plot(time, columns["temperature_k"], lw=0.8, color="tab:red")
+    mean = columns["temperature_k"].mean()
+    axes[2].axhline(mean, color="black", lw=0.8, ls="--", label=f"mean {mean:.1f} K")
+    axes[2].legend(loc="upper right")
+    axes[2].set_ylabel("temperature\n(K)")
+    if changes:
+        axes[3].plot(time, density, lw=0.8, color="tab:green")
+        axes[3].set_ylabel("density\n(g/mL)")
+    axes[-1].set_xlabel("time (ps)")
+    for axis in axes:
+        axis.ticklabel_format(axis="y", useOffset=False)
+        axis.grid(alpha=0.3)
+    temporary = picture.with_suffix(".tmp.png")
+    figure.savefig(temporary, dpi=130)
+    pyplot.close(figure)
+    os.replace(temporary, picture)
