@@ -10,6 +10,7 @@ import openmm
 import torch
 from openmm import app, unit
 
+from openmm_se3.allocator import keep_freed_memory
 from openmm_se3.binding import FORCE_MODES, FORCES_OF_MODE, modes_of
 from openmm_se3.errors import UnsupportedSystemError
 from openmm_se3.force import check_box, create_forces, model_atoms
@@ -140,6 +141,7 @@ class SE3Potential:
         if forces not in modes_of(self.model):
             raise ValueError(_what_is_missing(self.metadata, forces))
         self.model.to(PRECISIONS[precision])
+        keep_freed_memory()
 
     def __getstate__(self) -> dict[str, Any]:
         """For `pickle`, which workers of `multiprocessing` need: the module as the bytes of its file."""

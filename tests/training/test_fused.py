@@ -359,16 +359,17 @@ class TestGradient:
         assert (expected[2][~arguments[3]] == 0).all()
         assert n_atoms <= 2 or expected[2].abs().max() > 0.1
 
-    def test_portions_make_the_messages_again(self, of_any_depth, copy_of):
+    def test_portions_keep_the_messages_or_make_them_again(self, of_any_depth, copy_of):
         arguments = self.edges(20, of_any_depth.cutoff)
         expected = of_any_depth.energy_and_gradient(*arguments)
-        in_portions = copy_of()
+        in_portions, kept = copy_of(), copy_of()
         in_portions.edges_kept_cpu, in_portions.edges_at_once_cpu = 0, 3 * arguments[2].shape[1] + 1  # the last portion is not full
+        kept.edges_kept_cpu, kept.edges_at_once_cpu = arguments[2].numel(), in_portions.edges_at_once_cpu
         whole = copy_of()
         whole.edges_kept_cpu = 0
         of_threads = copy_of()
         of_threads.edges_kept_cpu, of_threads.edges_at_once_cpu, of_threads.threads = 0, 2 * arguments[2].shape[1], 3
-        for other in (torch.jit.script(in_portions), in_portions, whole, of_threads):
+        for other in (torch.jit.script(in_portions), in_portions, torch.jit.script(kept), kept, whole, of_threads):
             for a, b in zip(other.energy_and_gradient(*arguments), expected, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12 * float(b.abs().max()))
 

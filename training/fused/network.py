@@ -21,7 +21,7 @@ N_INTERVALS = 512
 EDGES_AT_ONCE_CPU = 1024
 EDGES_AT_ONCE_GPU = 2_000_000
 #: With more edges than these, the gradient computes the messages again, portion by portion, in place of keeping some 10 kB for each edge.
-EDGES_KEPT_CPU = 1024
+EDGES_KEPT_CPU = 50_000
 EDGES_KEPT_GPU = 200_000
 #: Portions of one thread that the last layer goes there and back with at once: what atoms do on their own costs less for many, but the edges
 #: wait for it in memory. A portion of several threads, or of a GPU, is large enough.
