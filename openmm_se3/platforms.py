@@ -8,7 +8,7 @@ import openmm
 
 from openmm_se3.errors import SimulationError
 
-#: Atoms, below which handing work to a second thread costs more than it brings.
+#: Atoms up to which handing work to a second thread costs more than it brings.
 ONE_THREAD_UP_TO = 200
 
 
