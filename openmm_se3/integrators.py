@@ -62,7 +62,7 @@ class MultipleTimeStepIntegrator(openmm.CustomIntegrator):
 
     def __init__(self, temperature: Any, frictionCoeff: Any, stepSize: Any, innerSteps: int, forceGroup: int = 0, fastInSlow: bool = False) -> None:
         kelvin, friction = (_number(temperature, unit.kelvin), _number(frictionCoeff, unit.picosecond**-1))
-        if innerSteps < 1 or (innerSteps > 1 and innerSteps % 2):
+        if not may_be_inner_steps(innerSteps):
             raise ValueError(f"innerSteps must be 1 or even, since the slow force acts at the middle of a step, got {innerSteps}")
         if not 0 <= forceGroup <= 30:
             raise ValueError(f"forceGroup must be from 0 to 30, since the slow force is in the group after it, got {forceGroup}")
@@ -162,6 +162,11 @@ class MultipleTimeStepIntegrator(openmm.CustomIntegrator):
         self.addComputePerDof("x1", "x")
         self.addConstrainPositions()
         self.addComputePerDof("v", "v + (x - x1)/inner")
+
+
+def may_be_inner_steps(number: int) -> bool:
+    """Whether a step can have so many inner ones, with the slow force at its middle: 1 or an even number."""
+    return number == 1 or (number > 1 and number % 2 == 0)
 
 
 def _number(value: Any, of: unit.Unit) -> float:

@@ -14,6 +14,7 @@ from openmm_se3.allocator import keep_freed_memory
 from openmm_se3.binding import FORCE_MODES, FORCES_OF_MODE, modes_of
 from openmm_se3.errors import UnsupportedSystemError
 from openmm_se3.force import check_box, create_forces, model_atoms
+from openmm_se3.integrators import may_be_inner_steps
 from openmm_se3.masses import repartition_hydrogen_mass
 from openmm_se3.model_file import ModelMetadata, load_model, module_from_bytes, module_to_bytes
 from openmm_se3.replicas import check_batch
@@ -128,7 +129,7 @@ class SE3Potential:
             raise ValueError(f"device {device!r} was asked for, but torch {torch.__version__} sees no GPU; use device='cpu' or mend the installation")
         if max_neighbors is not None and max_neighbors < 1:
             raise ValueError(f"max_neighbors must be at least 1, or None for any number, got {max_neighbors}")
-        if inner_steps is not None and (inner_steps < 1 or (inner_steps > 1 and inner_steps % 2)):
+        if inner_steps is not None and not may_be_inner_steps(inner_steps):
             raise ValueError(f"inner_steps must be 1 or even, as those of MultipleTimeStepIntegrator, or None, got {inner_steps}")
         self.forces = forces
         self.device = device

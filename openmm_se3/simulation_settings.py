@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from openmm_se3.binding import MULTIPLE_TIME_STEPS
+from openmm_se3.integrators import may_be_inner_steps
 
 ENSEMBLES = ("nvt", "nve")
 
@@ -77,7 +78,7 @@ class SimulationSettings:
         for name in ("timestep_fs", "inner_steps", "steps", "report_every"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.inner_steps > 1 and self.inner_steps % 2:
+        if not may_be_inner_steps(self.inner_steps):
             raise ValueError(f"inner_steps must be 1 or even, got {self.inner_steps}")
         for name in ("temperature", "friction_per_ps"):
             if not 0 <= getattr(self, name) < math.inf:

@@ -97,8 +97,10 @@ def radial_distribution(frames: np.ndarray, edge: float, bin_nm: float = BIN_NM)
     return (bounds[1:] + bounds[:-1]) / 2, counts / ideal
 
 
-def _report_every(steps: int, step_fs: float) -> int:
-    return max(1, min(round(REPORT_PS * 1e3 / step_fs), steps // 2))
+def _lasting(picoseconds: float, run: SimulationSettings) -> SimulationSettings:
+    """The run with so many of its steps."""
+    steps = round(picoseconds * 1e3 / run.step_fs)
+    return replace(run, steps=steps, report_every=max(1, min(round(REPORT_PS * 1e3 / run.step_fs), steps // 2)))
 
 
 def _simulate(run: SimulationSettings, home: Path, progress: Progress | None) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -157,8 +159,6 @@ def measure_water_box(subject: Subject, settings: PhysicsSettings, directory: Pa
     structure, home = directory / "water-box.pdb", directory / "water-box"
     with open(structure, "w") as file:
         app.PDBFile.writeFile(topology, positions * unit.nanometer, file)
-    step_fs = settings.timestep_fs * settings.mts_outer
-    steps = round(settings.box_ps * 1e3 / step_fs)
     run = SimulationSettings(
         structure=str(structure),
         model=subject.model,
@@ -167,13 +167,11 @@ def measure_water_box(subject: Subject, settings: PhysicsSettings, directory: Pa
         timestep_fs=settings.timestep_fs,
         inner_steps=settings.mts_outer,
         hydrogen_mass=settings.hydrogen_mass if forces == "mts-fast" else None,
-        steps=steps,
-        report_every=_report_every(steps, step_fs),
         seed=settings.seed,
     )
     others = [mode for mode in WITH_DIRECT if mode in modes and mode != forces]
     share = 1 - PART * len(others)
-    log, notes = _simulate(run, home, None if progress is None else lambda part: progress(share * part))
+    log, notes = _simulate(_lasting(settings.box_ps, run), home, None if progress is None else lambda part: progress(share * part))
     if not len(log["time_ps"]):
         return Section("water-box", title, [Quantity("time not reached", settings.box_ps, "ps", must=0.0)], notes=notes)
     frames = read_dcd(home / TRAJECTORY_FILE)
@@ -197,12 +195,10 @@ def measure_water_box(subject: Subject, settings: PhysicsSettings, directory: Pa
     ]
     temperatures = [Line(forces, log["time_ps"].tolist(), log["temperature_k"].tolist())]
     for k, other in enumerate(others if not notes and not broken else []):
-        begun, step_fs = share + PART * k, settings.timestep_fs * (settings.mts_outer if other == "mts" else 1)
-        steps = round(PART * settings.box_ps * 1e3 / step_fs)
-        then = replace(run, structure=str(home / FINAL_FILE), forces=other, hydrogen_mass=None, steps=steps, minimize=False)
-        then = replace(then, report_every=_report_every(steps, step_fs))
+        begun = share + PART * k
         show = None if progress is None else lambda part, begun=begun: progress(begun + PART * part)
-        log, failures = _simulate(then, directory / f"water-box-{other}", show)
+        then = replace(run, structure=str(home / FINAL_FILE), forces=other, hydrogen_mass=None, minimize=False)
+        log, failures = _simulate(_lasting(PART * settings.box_ps, then), directory / f"water-box-{other}", show)
         notes += failures
         if len(log["time_ps"]):
             mean, error = mean_with_error(log["temperature_k"][int(EQUILIBRATION * len(log["time_ps"])) :])

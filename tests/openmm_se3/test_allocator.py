@@ -3,8 +3,11 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+
+from openmm_se3 import allocator
 
 FAULTS = """
 import ctypes, resource, sys
@@ -59,24 +62,23 @@ def test_forces_in_openmm_and_ase_have_it(monkeypatch):
     assert len(calls) == 2
 
 
-def test_other_c_libraries_are_left_alone(monkeypatch):
-    from openmm_se3.allocator import keep_freed_memory
-
-    monkeypatch.setattr("ctypes.CDLL", lambda path: object())
-    for variable in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES"):
-        monkeypatch.delenv(variable, raising=False)
-    assert keep_freed_memory() is False
-
-
-def test_a_refused_size_of_large_blocks_leaves_everything_as_it_was(monkeypatch):
-    """As where addresses have 32 bits: with the other parameter alone each block of 128 kB would come from the system."""
-    from types import SimpleNamespace
-
-    from openmm_se3 import allocator
-
-    calls = []
-    monkeypatch.setattr("ctypes.CDLL", lambda path: SimpleNamespace(mallopt=lambda *arguments: calls.append(arguments) or 0))
+@pytest.fixture
+def no_variables(monkeypatch):
+    """As where no user has chosen."""
     for variable in allocator._VARIABLES:
         monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.mark.usefixtures("no_variables")
+def test_other_c_libraries_are_left_alone(monkeypatch):
+    monkeypatch.setattr("ctypes.CDLL", lambda path: object())
+    assert allocator.keep_freed_memory() is False
+
+
+@pytest.mark.usefixtures("no_variables")
+def test_a_refused_size_of_large_blocks_leaves_everything_as_it_was(monkeypatch):
+    """As where addresses have 32 bits: with the other parameter alone each block of 128 kB would come from the system."""
+    calls = []
+    monkeypatch.setattr("ctypes.CDLL", lambda path: SimpleNamespace(mallopt=lambda *arguments: calls.append(arguments) or 0))
     assert allocator.keep_freed_memory() is False
     assert calls == [(allocator._MMAP_THRESHOLD, allocator.LARGE)]
