@@ -20,7 +20,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="se3-ani1x", help="name or path")
     parser.add_argument("--modes", default="direct,conservative")
-    parser.add_argument("--waters", default="216,1728", help="numbers of waters, with commas")
+    parser.add_argument("--waters", default="432,1728", help="numbers of waters, with commas")
     parser.add_argument("--platform", default="Reference")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, help="JSON")
