@@ -23,7 +23,8 @@ class SE3Calculator(Calculator):
     """ASE calculator of an exported model; energies in eV relative to isolated atoms, forces in eV/Angstrom, stress in eV/Angstrom^3.
 
     The stress, of periodic structures with conservative forces, is the derivative of the energy with respect to a homogeneous strain of
-    atoms and cell, over the volume: what ASE's cell filters and barostats relax. It comes from the same evaluation as the forces.
+    atoms and cell, over the volume: what ASE's cell filters and barostats relax. From when it is first asked for, it comes from the same
+    evaluation as the forces, one that takes longer.
 
     Parameters
     ----------
@@ -54,6 +55,7 @@ class SE3Calculator(Calculator):
         self.metadata = potential.metadata
         self._direct = forces == "direct"
         self._device = torch.device(device or "cpu")
+        self._strained = False  # whether the stress was ever asked for
         self._model = potential.model.to(self._device)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -98,21 +100,22 @@ class SE3Calculator(Calculator):
         positions = torch.tensor(atoms.positions @ rotation.T * (units.Ang / units.nm), dtype=torch.float64, device=self._device)
         numbers = torch.tensor(atoms.numbers, dtype=torch.int64, device=self._device)
         derivatives: dict[str, np.ndarray] = {}
+        # Who asks for the stress once asks at each step, and after the forces.
+        self._strained = self._strained or "stress" in properties
         if self._direct:
             energy, forces = self._model(positions, numbers, box)
-        elif box is None:
-            positions.requires_grad_(True)
-            energy = self._model.energy(positions, numbers, None)
-            forces = -torch.autograd.grad([energy], [positions])[0]
+        elif (box is None or not self._strained) and hasattr(self._model, "conservative_and_direct"):  # as all but old files have
+            energy, forces, _ = self._model.conservative_and_direct(positions, numbers, box)
         else:
             positions.requires_grad_(True)
             strain = torch.zeros(3, 3, dtype=torch.float64, device=self._device, requires_grad=True)
             deformation = torch.eye(3, dtype=torch.float64, device=self._device) + strain
-            energy = self._model.energy(positions @ deformation, numbers, box @ deformation)
+            energy = self._model.energy(positions @ deformation, numbers, None if box is None else box @ deformation)
             gradient, virial = torch.autograd.grad([energy], [positions, strain])
             forces = -gradient
-            stress = rotation.T @ virial.cpu().numpy() @ rotation * (_KJ_PER_MOL / atoms.get_volume())
-            derivatives["stress"] = full_3x3_to_voigt_6_stress(stress)
+            if box is not None:
+                stress = rotation.T @ virial.cpu().numpy() @ rotation * (_KJ_PER_MOL / atoms.get_volume())
+                derivatives["stress"] = full_3x3_to_voigt_6_stress(stress)
         value = float(energy.detach()) * _KJ_PER_MOL
         rotated = forces.detach().cpu().numpy() @ rotation * (_KJ_PER_MOL / units.nm)
         self.results = {"energy": value, "free_energy": value, "forces": rotated, **derivatives}

@@ -97,7 +97,7 @@ def simulate(
     report_every: Annotated[int, typer.Option(help="Steps between frames, log lines and checkpoints.")] = 100,
     minimize: Annotated[bool, typer.Option(help="Minimise first.")] = True,
     platform: Annotated[str, typer.Option(help="OpenMM platform, or auto.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Seed of velocities and thermostat.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of velocities and thermostat, 1 or more.")] = 1,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --output from its checkpoint, with --steps up to more steps.")
     ] = False,
@@ -124,6 +124,10 @@ def simulate(
             if refused:
                 options = ", ".join("--" + name.replace("_", "-") for name in refused)
                 raise ValueError(f"a run goes on as it began: --resume takes --steps, to make it longer, but not {options}")
+            if {"structure", "output"} <= given and Path(read_settings(directory).structure) != structure.resolve():  # type: ignore[union-attr]
+                raise ValueError(
+                    f"the run in {directory} is of {read_settings(directory).structure}, not of {structure}; --resume needs --output alone"
+                )
             if "steps" in given:
                 extend(directory, steps)
         else:

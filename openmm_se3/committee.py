@@ -45,7 +45,7 @@ class CommitteeReporter:
     potential : SE3Potential
         Of a committee, which ``python -m training export A.ckpt B.ckpt OUT.pt`` makes. Its `device` and `precision` are used.
     topology : openmm.app.Topology
-        Tells elements and names of the atoms; periodic if it has a box.
+        Tells elements and names of the atoms; in `deviations`, without a `Simulation`, periodic if it has a box.
     atoms : sequence of int, optional
         The ML atoms of a mixed System; all by default.
     threshold : float or Quantity, optional
@@ -124,6 +124,7 @@ class CommitteeReporter:
             If a deviation exceeds the threshold, or is not finite, and the action is ``"stop"``.
         """
         step = simulation.currentStep
+        self._periodic = simulation.system.usesPeriodicBoundaryConditions()
         deviations = self.deviations(state)
         # Of what is not finite the first counts as the largest.
         largest = int(np.argmax(np.where(np.isfinite(deviations), deviations, np.inf)))

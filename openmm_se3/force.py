@@ -67,7 +67,8 @@ def model_atoms(topology: app.Topology, atoms: Sequence[int] | None, metadata: M
             f"atoms {nameless[:5]} have no element (virtual sites, or a structure file without elements); "
             "give them elements or leave them out of atoms"
         )
-    symbols = [everything[i].element.symbol for i in indices]
+    # By number, since deuterium is to the model what hydrogen is; the mass of a particle is that of its own element.
+    symbols = [app.Element.getByAtomicNumber(everything[i].element.atomic_number).symbol for i in indices]
     unknown = sorted(set(symbols) - set(metadata.elements))
     if unknown:
         raise UnsupportedSystemError(
@@ -76,6 +77,18 @@ def model_atoms(topology: app.Topology, atoms: Sequence[int] | None, metadata: M
             "(atoms=...), or train a model on them."
         )
     return indices, [everything[i].element.atomic_number for i in indices]
+
+
+def warn_of_virtual_sites(system: openmm.System) -> None:
+    """Say that multiple time steps are wrong with virtual sites where OpenMM computes on a CPU."""
+    sites = [i for i in range(system.getNumParticles()) if system.isVirtualSite(i)]
+    if sites:
+        warnings.warn(
+            f"the System has {len(sites)} virtual sites (the first: particle {sites[0]}). Within a step of a CustomIntegrator, as those for multiple "
+            "time steps are, OpenMM's Reference and CPU platforms leave them where they were, and the energy runs away: run this System on a GPU "
+            "platform, or use forces='conservative'",
+            stacklevel=3,
+        )
 
 
 def check_neutral(charge: Any, multiplicity: Any) -> None:

@@ -8,6 +8,7 @@ from openmm import app, unit
 
 from openmm_se3.atom_names import atom_names, listed
 from openmm_se3.errors import UnsupportedSystemError
+from openmm_se3.structures import close_pairs
 
 #: No atom of a run diffuses so far; one that is there was thrown.
 FARTHEST_NM = 1e6
@@ -26,7 +27,7 @@ class DomainGuard:
     Parameters
     ----------
     topology : openmm.app.Topology
-        Names the atoms in messages; periodic if it has a box.
+        Names the atoms in messages; in `check`, without a `Simulation`, periodic if it has a box.
     reportInterval : int
         Steps between checks.
     closest : float
@@ -39,7 +40,7 @@ class DomainGuard:
     ValueError
         If `reportInterval` or `closest` is not positive.
     UnsupportedSystemError
-        If an index in `atoms` is none of the topology.
+        If an index in `atoms` is none of the topology, or there are none.
 
     Examples
     --------
@@ -55,6 +56,8 @@ class DomainGuard:
         outside = self._atoms[(self._atoms < 0) | (self._atoms >= n_atoms)]
         if len(outside):
             raise UnsupportedSystemError(f"atoms holds {outside[:5].tolist()}, but the topology has atoms 0 to {n_atoms - 1}")
+        if not len(self._atoms):
+            raise UnsupportedSystemError("no atoms to look at: the topology or atoms is empty")
         self._names = atom_names(topology, self._atoms)
         self._periodic = topology.getPeriodicBoxVectors() is not None
         self._last = ""
@@ -66,6 +69,7 @@ class DomainGuard:
 
     def report(self, simulation: app.Simulation, state: openmm.State) -> None:
         """Called by `Simulation`; errors as `check`."""
+        self._periodic = simulation.system.usesPeriodicBoundaryConditions()
         self.check(state, simulation.currentStep)
 
     def check(self, state: openmm.State, step: int) -> None:
@@ -92,11 +96,12 @@ class DomainGuard:
         far = np.flatnonzero((np.abs(x) > FARTHEST_NM).any(1))
         if len(far):
             raise DomainError(f"step {step}: {listed([self._names[i] for i in far])} flew off, beyond {FARTHEST_NM:.0e} nm{self.last_good()}")
-        pairs, distances = self._close_pairs(x, state)
+        box = state.getPeriodicBoxVectors(asNumpy=True).value_in_unit(unit.nanometer) if self._periodic else None
+        pairs, distances = close_pairs(x, box, self._closest)
         if len(pairs):
-            i, j = pairs[np.argmin(distances)]
+            i, j = pairs[0]
             raise DomainError(
-                f"step {step}: atoms {self._names[i]} and {self._names[j]} are {10 * distances.min():.3f} Angstrom apart, and {len(pairs)} pairs are "
+                f"step {step}: atoms {self._names[i]} and {self._names[j]} are {10 * distances[0]:.3f} Angstrom apart, and {len(pairs)} pairs are "
                 f"closer than {10 * self._closest:.2f}: they have fused, as no model was trained to describe{self.last_good()}"
             )
         largest = int(np.argmax((forces**2).sum(1)))
@@ -105,13 +110,3 @@ class DomainGuard:
     def last_good(self) -> str:
         """What the last State that passed looked like, in parentheses, for an error message; empty before the first."""
         return f" ({self._last})" if self._last else ""
-
-    def _close_pairs(self, x: np.ndarray, state: openmm.State) -> tuple[np.ndarray, np.ndarray]:
-        """Pairs of indices ``(n, 2)`` closer than allowed, and their distances (nm), over periodic images too."""
-        from ase.neighborlist import primitive_neighbor_list
-
-        # In Angstrom: ASE sorts atoms into cells of at least 3 of whatever unit it is given, and of nanometers one cell would hold them all.
-        box = state.getPeriodicBoxVectors(asNumpy=True).value_in_unit(unit.angstrom) if self._periodic else np.eye(3)
-        first, second, distance = primitive_neighbor_list("ijd", [self._periodic] * 3, box, 10 * x, 10 * self._closest)
-        once = first < second
-        return np.stack([first[once], second[once]], axis=1), distance[once] / 10

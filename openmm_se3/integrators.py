@@ -1,10 +1,11 @@
 """`MultipleTimeStepIntegrator`: drives the two forces of ``forces="mts"`` or ``"mts-fast"`` with no evaluation more than there are inner steps."""
 
-import math
 from typing import Any
 
 import openmm
 from openmm import unit
+
+_GAS_CONSTANT = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
 
 
 class MultipleTimeStepIntegrator(openmm.CustomIntegrator):
@@ -26,7 +27,13 @@ class MultipleTimeStepIntegrator(openmm.CustomIntegrator):
     ``SE3Potential(inner_steps=n)`` save that evaluation: they are f' = (1 - 1/n) f_fast and f_slow + f_fast / n. With `fastInSlow` all kicks but that
     at the middle are by n / (n - 1) f', and that one by the second force alone, which makes the same steps.
 
-    Rigid constraints and virtual sites of a force field around the model are respected. Forces in other groups are not integrated.
+    Rigid constraints of a force field around the model are respected. Forces in other groups are neither integrated nor seen by barostats and
+    minimisers. Virtual sites follow their atoms within a step on GPU platforms alone: OpenMM's Reference and CPU platforms (8.6) move those of a
+    CustomIntegrator at its end, so that forces in between come from where sites were, and the energy runs away. `SE3Potential` warns of that.
+
+    Temperature and friction are part of the state, as every variable of a CustomIntegrator is: ``Context.loadCheckpoint`` brings back
+    those that were saved, which `getTemperature` and `getFriction` then tell. To go on at others, set them after it. After `setStepSize` a Context
+    takes steps of the new size, but goes on counting its time by the size that it began with (any CustomIntegrator, OpenMM 8.6).
 
     Parameters
     ----------
@@ -69,42 +76,31 @@ class MultipleTimeStepIntegrator(openmm.CustomIntegrator):
         if not (kelvin >= 0 and friction >= 0):
             raise ValueError(f"temperature and frictionCoeff must not be negative, got {kelvin} K and {friction}/ps")
         super().__init__(stepSize)
-        self._inner_steps = innerSteps
-        self._temperature, self._friction = kelvin, friction
         self._thermostatted = friction > 0
-        for name in ("inner", "a", "b", "kT") if self._thermostatted else ("inner",):
-            self.addGlobalVariable(name, 0.0)
-        self._update()
+        self._inner = f"dt/{innerSteps}"
+        self.addGlobalVariable("kT", _GAS_CONSTANT * kelvin)
+        self.addGlobalVariable("friction", friction)
         self.addPerDofVariable("x1", 0)
+        self.setIntegrationForceGroups({forceGroup, forceGroup + 1})
         fast, slow = f"f{forceGroup}", f"f{forceGroup + 1}"
         if innerSteps == 1:
-            self.setIntegrationForceGroups({forceGroup, forceGroup + 1})
             fast = "f"
         elif fastInSlow:
             fast = f"{innerSteps}/{innerSteps - 1}*{fast}"
         self.addUpdateContextState()
-        self._kick(f"0.5*inner*{fast}")
+        self._kick(f"0.5*{self._inner}*{fast}")
         for i in range(1, innerSteps + 1):
             self._drift()
             at_middle = 2 * i == innerSteps
             if not (at_middle and fastInSlow):
                 # The second half of a kick and the first half of the next are one.
-                self._kick(f"inner*{fast}" if i < innerSteps else f"0.5*inner*{fast}")
+                self._kick(f"{self._inner}*{fast}" if i < innerSteps else f"0.5*{self._inner}*{fast}")
             if at_middle:
-                self._kick(f"{innerSteps}*inner*{slow}")
-
-    def setStepSize(self, size: Any) -> None:
-        """Set the step: all inner steps together, ps if it has no unit.
-
-        A Context that exists takes steps of the new size, but goes on counting its time, ``getState().getTime()``, by the size that it began with,
-        as with every CustomIntegrator (OpenMM 8.6).
-        """
-        super().setStepSize(size)
-        self._update()
+                self._kick(f"dt*{slow}")
 
     def getTemperature(self) -> unit.Quantity:
         """Temperature of the heat bath."""
-        return self._temperature * unit.kelvin
+        return self.getGlobalVariableByName("kT") / _GAS_CONSTANT * unit.kelvin
 
     def setTemperature(self, temperature: Any) -> None:
         """Set the temperature of the heat bath, K if it has no unit.
@@ -117,12 +113,11 @@ class MultipleTimeStepIntegrator(openmm.CustomIntegrator):
         kelvin = _number(temperature, unit.kelvin)
         if not kelvin >= 0:
             raise ValueError(f"temperature must not be negative, got {kelvin} K")
-        self._temperature = kelvin
-        self._update()
+        self.setGlobalVariableByName("kT", _GAS_CONSTANT * kelvin)
 
     def getFriction(self) -> unit.Quantity:
         """Coupling to the heat bath."""
-        return self._friction / unit.picosecond
+        return self.getGlobalVariableByName("friction") / unit.picosecond
 
     def setFriction(self, coeff: Any) -> None:
         """Set the coupling to the heat bath, 1/ps if it has no unit.
@@ -135,18 +130,7 @@ class MultipleTimeStepIntegrator(openmm.CustomIntegrator):
         friction = _number(coeff, unit.picosecond**-1)
         if not friction >= 0 or (friction > 0 and not self._thermostatted):
             raise ValueError(f"friction must not be negative, nor positive where the integrator was made without, got {friction}/ps")
-        self._friction = friction
-        self._update()
-
-    def _update(self) -> None:
-        """Numbers that the steps use, from step size, temperature and friction; also in the Context, where there is one."""
-        inner = _number(self.getStepSize(), unit.picosecond) / self._inner_steps
-        self.setGlobalVariableByName("inner", inner)
-        if self._thermostatted:
-            self.setGlobalVariableByName("a", math.exp(-self._friction * inner))
-            self.setGlobalVariableByName("b", math.sqrt(-math.expm1(-2 * self._friction * inner)))
-            gas = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
-            self.setGlobalVariableByName("kT", gas * self._temperature)
+        self.setGlobalVariableByName("friction", friction)
 
     def _kick(self, impulse: str) -> None:
         self.addComputePerDof("v", f"v + {impulse}/m")
@@ -154,14 +138,15 @@ class MultipleTimeStepIntegrator(openmm.CustomIntegrator):
 
     def _drift(self) -> None:
         if self._thermostatted:
-            self.addComputePerDof("x", "x + 0.5*inner*v")
-            self.addComputePerDof("v", "a*v + b*sqrt(kT/m)*gaussian")
-            self.addComputePerDof("x", "x + 0.5*inner*v")
+            # 1 - exp(-2 y) is 2 tanh(y) / (1 + tanh(y)), which keeps its digits in single precision where y, friction times step, is small.
+            self.addComputePerDof("x", f"x + 0.5*{self._inner}*v")
+            self.addComputePerDof("v", f"exp(-y)*v + sqrt(2*t/(1 + t)*kT/m)*gaussian; t = tanh(y); y = friction*{self._inner}")
+            self.addComputePerDof("x", f"x + 0.5*{self._inner}*v")
         else:
-            self.addComputePerDof("x", "x + inner*v")
+            self.addComputePerDof("x", f"x + {self._inner}*v")
         self.addComputePerDof("x1", "x")
         self.addConstrainPositions()
-        self.addComputePerDof("v", "v + (x - x1)/inner")
+        self.addComputePerDof("v", f"v + (x - x1)/({self._inner})")
 
 
 def may_be_inner_steps(number: int) -> bool:

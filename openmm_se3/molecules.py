@@ -38,8 +38,8 @@ def keep_molecules_whole(topology: app.Topology, system: openmm.System) -> openm
     Raises
     ------
     UnsupportedSystemError
-        If the topology has no bonds, or other atoms than the System (virtual sites that follow them in the System, as the caps of a mixed
-        System do, belong to none).
+        If the topology has no bonds, or none for some hydrogens, or other atoms than the System (virtual sites that follow them in the System, as
+        the caps of a mixed System do, belong to none).
 
     Examples
     --------
@@ -49,6 +49,13 @@ def keep_molecules_whole(topology: app.Topology, system: openmm.System) -> openm
     """
     if topology.getNumBonds() == 0:
         raise UnsupportedSystemError("the topology has no bonds, so it does not tell the molecules; add them, or call createStandardBonds")
+    bonded = {atom.index for bond in topology.bonds() for atom in bond}
+    loose = [a.index for a in topology.atoms() if a.element is not None and a.element.atomic_number == 1 and a.index not in bonded]
+    if loose:
+        raise UnsupportedSystemError(
+            f"{len(loose)} hydrogens have no bonds in the topology, the first of them atom {loose[0]}, so it does not tell all molecules; add them "
+            "(Topology.addBond, CONECT records), or read the file by openmm_se3.structures.read_structure, which finds them by distance"
+        )
     n_atoms, n_particles = topology.getNumAtoms(), system.getNumParticles()
     if n_atoms > n_particles or not all(system.isVirtualSite(i) for i in range(n_atoms, n_particles)):
         raise UnsupportedSystemError(f"the topology has {n_atoms} atoms, but the System has {n_particles} particles")

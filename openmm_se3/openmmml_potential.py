@@ -108,8 +108,16 @@ class SE3PotentialImpl(MLPotentialImpl):
             If `atoms` holds virtual sites, which have no element.
         ValueError
             If the potential has ``inner_steps``, with which its forces would have to be alone at the inner steps.
+
+        Warns
+        -----
+        UserWarning
+            For multiple time steps of a System with virtual sites, caps of cut bonds among them, which only GPU platforms integrate correctly.
         """
         from openmmml.embeddings.mechanicalembedding import MechanicalEmbedding
+
+        from openmm_se3.binding import MULTIPLE_TIME_STEPS
+        from openmm_se3.force import warn_of_virtual_sites
 
         inner_steps = self._options.get("inner_steps") if self._given is None else self._given.inner_steps
         if inner_steps is not None:
@@ -134,6 +142,8 @@ class SE3PotentialImpl(MLPotentialImpl):
                 everything = list(made["topology"].atoms())
                 for site in sites:
                     everything[made["oldToNew"][site]].element = None
+            if args.get("forces", self._options.get("forces") if self._given is None else self._given.forces) in MULTIPLE_TIME_STEPS:
+                warn_of_virtual_sites(mixed)
         finally:
             self._interpolated = None
         return made

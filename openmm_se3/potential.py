@@ -11,9 +11,9 @@ import torch
 from openmm import app, unit
 
 from openmm_se3.allocator import keep_freed_memory
-from openmm_se3.binding import FORCE_MODES, FORCES_OF_MODE, modes_of
+from openmm_se3.binding import FORCE_MODES, FORCES_OF_MODE, MULTIPLE_TIME_STEPS, modes_of
 from openmm_se3.errors import UnsupportedSystemError
-from openmm_se3.force import check_box, create_forces, model_atoms
+from openmm_se3.force import check_box, create_forces, model_atoms, warn_of_virtual_sites
 from openmm_se3.integrators import may_be_inner_steps
 from openmm_se3.masses import repartition_hydrogen_mass
 from openmm_se3.model_file import ModelMetadata, load_model, module_from_bytes, module_to_bytes
@@ -150,6 +150,7 @@ class SE3Potential:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state | {"model": module_from_bytes(state["model"])})
+        self.model.metadata = self.metadata
 
     def addForces(
         self,
@@ -190,7 +191,14 @@ class SE3Potential:
             If the model cannot describe these atoms or this box, or topology and System disagree.
         ValueError
             For an unusable `forceGroup`, `scaleParameter` or `batch`.
+
+        Warns
+        -----
+        UserWarning
+            For multiple time steps of a System with virtual sites, which only GPU platforms integrate correctly.
         """
+        if self.forces in MULTIPLE_TIME_STEPS:
+            warn_of_virtual_sites(system)
         added = self._makeForces(topology, system, atoms, forceGroup, scaleParameter, batch)
         for force in added:
             system.addForce(force)

@@ -27,6 +27,7 @@ from openmm_se3.simulation_files import (
     PLOT_FILE,
     STATE_FILE,
     SimulationFiles,
+    frames_until,
     plot_log,
     portable_state,
     read_settings,
@@ -34,7 +35,7 @@ from openmm_se3.simulation_files import (
     write_settings,
 )
 from openmm_se3.simulation_settings import SimulationSettings
-from openmm_se3.structures import check_coordinates, molecule_of_atoms, read_structure, unlikely_molecules
+from openmm_se3.structures import as_ase, check_coordinates, molecule_of_atoms, read_structure, unlikely_molecules
 
 #: Outer step beyond which ``"mts-fast"`` wants heavier hydrogens: vibrations of ordinary ones get fewer than six kicks in a period.
 LONGEST_STEP_FS = 1.5
@@ -97,16 +98,12 @@ def minimize(topology: app.Topology, positions: np.ndarray, settings: Simulation
     ndarray
         ``(n_atoms, 3)`` nm.
     """
-    from ase import Atoms, units
+    from ase import units
     from ase.optimize import LBFGS
 
     from openmm_se3.calculator import SE3Calculator
 
-    atoms = Atoms([a.element.symbol for a in topology.atoms()], positions=positions * (units.nm / units.Ang))
-    box = topology.getPeriodicBoxVectors()
-    if box is not None:
-        atoms.set_cell(np.array(box.value_in_unit(unit.angstrom)))
-        atoms.pbc = True
+    atoms = as_ase(topology, positions)
     device = "cuda" if choose_platform(settings.platform).getName() == "CUDA" else "cpu"
     forces = "conservative" if settings.forces in MULTIPLE_TIME_STEPS else settings.forces
     atoms.calc = SE3Calculator(settings.model, forces=forces, precision=settings.precision, device=device)
@@ -224,8 +221,7 @@ def simulate(
 
     # A resumed run reads its own copy of the structure, so that the original may be moved or edited meanwhile.
     topology, positions = read_structure(output / "topology.pdb") if resume else read_structure(Path(settings.structure), settings.box_nm)
-    symbols = [a.element.symbol if a.element is not None else "?" for a in topology.atoms()]
-    check_coordinates(positions, symbols)
+    check_coordinates(topology, positions)
     if settings.forces == "auto":
         settings = replace(settings, forces=suitable_forces(settings, topology, positions))
     with torch_threads(topology.getNumAtoms()):
@@ -261,7 +257,7 @@ def _run(
     outputs = SimulationFiles(output, settings, simulation)
 
     if resume:
-        frames = -(-restore(simulation, output) // settings.report_every)
+        frames = frames_until(restore(simulation, output), settings.report_every, output)
     else:
         # Before minimising: a place that cannot be written costs no time, and a run that is killed meanwhile can be begun anew.
         output.mkdir(parents=True, exist_ok=True)
@@ -277,7 +273,9 @@ def _run(
     outputs.open(frames)
     try:
         while simulation.currentStep < settings.steps:
-            simulation.step(min(settings.report_every, settings.steps - simulation.currentStep))
+            # A run that was made longer may be between two of its reports.
+            to_report = settings.report_every - simulation.currentStep % settings.report_every
+            simulation.step(min(to_report, settings.steps - simulation.currentStep))
             outputs.write()
             if progress is not None:
                 progress(simulation.currentStep, settings.steps, outputs.time, outputs.temperature, outputs.potential)

@@ -61,12 +61,8 @@ class SimulationFiles:
         step = self.settings.step_fs * unit.femtosecond
         if frames:
             truncate_dcd(trajectory, frames)
-            with open(log, newline="") as file:
-                lines = [line for line in list(csv.reader(file))[: frames + 1] if len(line) == len(self.header)]
-        else:
-            lines = [list(self.header)]
-        with open(log, "w", newline="") as file:
-            csv.writer(file).writerows(lines)
+        lines = [list(self.header), *(_rows(log)[:frames] if frames else [])]
+        _replace(log, lambda partial: partial.write_text("".join(",".join(line) + "\n" for line in lines)))
         self._file = open(trajectory, "r+b" if frames else "wb")  # noqa: SIM115 - lives as long as the run
         every = self.settings.report_every
         self._dcd = app.DCDFile(self._file, self.simulation.topology, step, every, every, append=bool(frames))
@@ -101,6 +97,28 @@ class SimulationFiles:
     def close(self) -> None:
         """Close the trajectory."""
         self._file.close()
+
+
+def _rows(log: Path) -> list[list[str]]:
+    """Lines of a log below its header, without one that a kill left incomplete."""
+    with open(log, newline="") as file:
+        lines = list(csv.reader(file))
+    return [line for line in lines[1:] if len(line) == len(lines[0])]
+
+
+def frames_until(step: int, report_every: int, output: Path) -> int:
+    """How many frames a run has written up to a step; a run that was made longer has one more, at its former end.
+
+    Raises
+    ------
+    SimulationError
+        If its log has fewer lines than there must be frames.
+    """
+    log = output / LOG_FILE
+    frames = sum(int(line[0]) <= step for line in _rows(log)) if log.exists() else 0
+    if frames < -(-step // report_every):
+        raise SimulationError(f"{log} holds {frames} lines up to step {step} of the checkpoint; it was altered, and the run cannot be resumed")
+    return frames
 
 
 def truncate_dcd(path: Path, frames: int) -> None:
@@ -206,17 +224,15 @@ def temperature_deviation(output: Path) -> float | None:
 
 def plot_log(log: Path, picture: Path) -> None:
     """Draw energies and temperature over time; the density too, where it changes."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     columns = read_log(log)
     if not len(columns["step"]):
         return
     density = columns.get("density_g_per_ml")
     changes = density is not None and np.ptp(density) > 0
-    figure, axes = pyplot.subplots(3 + changes, 1, figsize=(8, 9 if changes else 7), sharex=True, constrained_layout=True)
+    figure = Figure(figsize=(8, 9 if changes else 7), layout="constrained")
+    axes = figure.subplots(3 + changes, 1, sharex=True)
     time = columns["time_ps"]
     axes[0].plot(time, columns["potential_kj_per_mol"], lw=0.8, color="tab:blue")
     axes[0].set_ylabel("potential energy\n(kJ/mol)")
@@ -236,5 +252,4 @@ def plot_log(log: Path, picture: Path) -> None:
         axis.grid(alpha=0.3)
     temporary = picture.with_suffix(".tmp.png")
     figure.savefig(temporary, dpi=130)
-    pyplot.close(figure)
     os.replace(temporary, picture)

@@ -51,7 +51,7 @@ class SimulationSettings:
     platform : str
         OpenMM platform; ``auto`` takes CUDA if there is one, else Reference, whose step overhead is the smallest on a CPU.
     seed : int
-        Seed of velocities and thermostat.
+        Seed of velocities and thermostat, from 1 to 2^31 - 1: to OpenMM 0 means that it choose one.
     """
 
     structure: str
@@ -73,6 +73,11 @@ class SimulationSettings:
     seed: int = 1
 
     def __post_init__(self) -> None:
+        # What is kept in settings.json.
+        for name in ("structure", "model"):
+            object.__setattr__(self, name, str(getattr(self, name)))
+        if self.box_nm is not None:
+            object.__setattr__(self, "box_nm", tuple(float(edge) for edge in self.box_nm))
         if self.ensemble not in ENSEMBLES:
             raise ValueError(f"ensemble must be one of {', '.join(ENSEMBLES)}, got {self.ensemble!r}")
         for name in ("timestep_fs", "inner_steps", "steps", "report_every"):
@@ -80,6 +85,8 @@ class SimulationSettings:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if not may_be_inner_steps(self.inner_steps):
             raise ValueError(f"inner_steps must be 1 or even, got {self.inner_steps}")
+        if not 1 <= self.seed < 2**31:
+            raise ValueError(f"seed must be from 1 to {2**31 - 1}, got {self.seed}")
         for name in ("temperature", "friction_per_ps"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")

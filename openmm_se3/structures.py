@@ -1,6 +1,6 @@
 """Read structure files into an OpenMM topology and positions."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from io import StringIO
 from itertools import permutations
@@ -49,8 +49,9 @@ def in_nanometers(positions: Any, n_atoms: int) -> np.ndarray:
 def read_structure(path: str | Path, box_nm: Sequence[float] | None = None) -> tuple[app.Topology, np.ndarray]:
     """Read PDB, mmCIF, SDF, MOL or (extended) xyz.
 
-    No atom of a PDB file is left out because it is called like another in its residue, as files by ASE or Open Babel have it: such residues get
-    new atom names. A box of 1 Angstrom, which PDB files of molecules without a crystal hold, counts as none.
+    No atom of a PDB file is left out because it is called like another in its residue, as files by ASE or Open Babel have it: such atoms get
+    new names. A box of 1 Angstrom, which PDB files of molecules without a crystal hold, counts as none. Where hydrogens of a file have no bond,
+    as in a ligand without CONECT records, atoms without bonds get them by distance.
 
     Parameters
     ----------
@@ -94,11 +95,15 @@ def read_structure(path: str | Path, box_nm: Sequence[float] | None = None) -> t
         raise UnsupportedSystemError(f"{path}: holds no atoms")
     if box_nm is not None:
         topology.setPeriodicBoxVectors(np.diag(box_nm) * unit.nanometer if len(box_nm) else None)
+    _bond_loose_hydrogens(topology, positions)
     return topology, positions
 
 
 def _with_distinct_names(lines: Iterable[str]) -> str:
-    """Text of a PDB file in which no two atoms of a residue have the same name and alternate location: OpenMM drops all but the first."""
+    """Text of a PDB file in which no two atoms of a residue have the same name and alternate location: OpenMM drops all but the first.
+
+    Names that are unlike all others of their residue stay, since OpenMM finds the bonds of known residues by them.
+    """
     out = list(lines)
     residues: list[list[int]] = []
     last = ""
@@ -117,24 +122,42 @@ def _with_distinct_names(lines: Iterable[str]) -> str:
                 f"residue {out[members[0]][17:27].strip()!r} has atoms of the same name, and alternate locations besides; name them apart"
             )
         # The element is in columns 77 and 78, or OpenMM guesses it from the letters that a name begins with, which stay.
-        stems = [out[k][76:78].strip() or out[k][12:16].strip().rstrip("0123456789") for k in members]
-        for k, name in zip(members, _numbered(stems), strict=True):
+        names = [out[k][12:16].strip() for k in members]
+        alike = [k for k, name in zip(members, names, strict=True) if names.count(name) > 1]
+        stems = [out[k][76:78].strip() or out[k][12:16].strip().rstrip("0123456789") for k in alike]
+        for k, name in zip(alike, _numbered(stems, {name for name in names if names.count(name) == 1}), strict=True):
             out[k] = out[k][:12] + (f" {name:3}" if len(name) < 4 else name) + out[k][16:]
     return "".join(out)
 
 
-def _numbered(stems: Sequence[str]) -> list[str]:
-    """Names of up to four characters, such as a PDB file holds: each stem and how many of it there are so far, beyond 999 in base 36."""
+def _numbered(stems: Sequence[str], taken: Collection[str] = ()) -> list[str]:
+    """Names of up to four characters, such as a PDB file holds: each stem and a number, beyond 999 in base 36; none that is taken, none twice."""
     count: dict[str, int] = {}
     names = []
     for stem in stems:
-        count[stem] = count.get(stem, 0) + 1
-        number, width = count[stem], 4 - len(stem)
-        beyond = number - 10**width + 10 * 36 ** (width - 1)  # from A00 on, which no decimal number is
-        if beyond >= 36**width:
-            raise ValueError(f"{number} atoms of {stem} in one residue are more than have names of their own")
-        names.append(f"{stem}{number}" if number < 10**width else stem + np.base_repr(beyond, 36))
+        width = 4 - len(stem)
+        while True:
+            number = count[stem] = count.get(stem, 0) + 1
+            beyond = number - 10**width + 10 * 36 ** (width - 1)  # from A00 on, which no decimal number is
+            if beyond >= 36**width:
+                raise ValueError(f"{number} atoms of {stem} in one residue are more than have names of their own")
+            name = f"{stem}{number}" if number < 10**width else stem + np.base_repr(beyond, 36)
+            if name not in taken:
+                break
+        names.append(name)
     return names
+
+
+def _bond_loose_hydrogens(topology: app.Topology, positions: np.ndarray) -> None:
+    """Bonds by distance for atoms that have none, if hydrogens are among these: no hydrogen of a molecule is without a bond."""
+    bonded = {atom.index for bond in topology.bonds() for atom in bond}
+    made = list(topology.atoms())
+    if all(a.index in bonded for a in made if a.element is not None and a.element.atomic_number == 1):
+        return
+    first, second, _ = _bonds_and_molecules(as_ase(topology, positions))
+    for i, j in zip(first.tolist(), second.tolist(), strict=True):
+        if i < j and not (i in bonded and j in bonded):
+            topology.addBond(made[i], made[j])
 
 
 def _read_with_ase(path: Path, box_nm: Sequence[float] | None) -> tuple[app.Topology, np.ndarray]:
@@ -263,19 +286,32 @@ def molecule_of_atoms(topology: app.Topology, positions: np.ndarray) -> np.ndarr
     ndarray
         ``(n_atoms,)``: the index of each atom's molecule, from 0.
     """
+    return _bonds_and_molecules(as_ase(topology, positions))[2]
+
+
+def symbols_of(topology: app.Topology) -> list[str]:
+    """Elements, H for all isotopes of hydrogen; X for what is none."""
+    return [app.Element.getByAtomicNumber(a.element.atomic_number).symbol if a.element is not None else "X" for a in topology.atoms()]
+
+
+def as_ase(topology: app.Topology, positions: np.ndarray) -> "Atoms":
+    """Atoms of ASE, with the cell if the topology has a box.
+
+    Parameters
+    ----------
+    topology : openmm.app.Topology
+        Elements and box.
+    positions : ndarray
+        ``(n_atoms, 3)`` nm.
+    """
     from ase import Atoms, units
 
-    atoms = Atoms(_symbols(topology), positions=positions * (units.nm / units.Ang))
+    atoms = Atoms(symbols_of(topology), positions=positions * (units.nm / units.Ang))
     box = topology.getPeriodicBoxVectors()
     if box is not None:
         atoms.set_cell(np.array(box.value_in_unit(unit.angstrom)))
         atoms.pbc = True
-    return _bonds_and_molecules(atoms)[2]
-
-
-def _symbols(topology: app.Topology) -> list[str]:
-    """Elements; X for what is none."""
-    return [a.element.symbol if a.element is not None else "X" for a in topology.atoms()]
+    return atoms
 
 
 def unlikely_molecules(topology: app.Topology, positions: np.ndarray) -> list[str]:
@@ -296,9 +332,8 @@ def unlikely_molecules(topology: app.Topology, positions: np.ndarray) -> list[st
     list of str
         One sentence for each kind of molecule, without a full stop.
     """
-    from ase import Atoms
-
-    atoms, molecule = Atoms(_symbols(topology)), molecule_of_atoms(topology, positions)
+    atoms = as_ase(topology, positions)
+    molecule = _bonds_and_molecules(atoms)[2]
     found: dict[tuple[str, str], list[int]] = {}
     for k in range(molecule.max(initial=-1) + 1):
         members = np.flatnonzero(molecule == k)
@@ -318,33 +353,59 @@ def unlikely_molecules(topology: app.Topology, positions: np.ndarray) -> list[st
     ]
 
 
-def check_coordinates(positions: np.ndarray, symbols: list[str], closest_nm: float = 0.03) -> None:
-    """Refuse coordinates that no dynamics can start from.
+def close_pairs(positions: np.ndarray, box: np.ndarray | None, closest_nm: float) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of atoms closer than a distance, over periodic images too.
 
     Parameters
     ----------
     positions : ndarray
-        ``(n_atoms, 3)`` nm.
-    symbols : list of str
-        Chemical symbols, for the message.
+        ``(n_atoms, 3)`` nm, finite.
+    box : ndarray or None
+        ``(3, 3)`` nm, rows.
     closest_nm : float
-        Distance below which two atoms count as coincident.
+        The distance.
+
+    Returns
+    -------
+    tuple of ndarray
+        Indices ``(n_pairs, 2)``, the closest pair first, and their distances (nm).
+    """
+    from ase.neighborlist import primitive_neighbor_list
+
+    # In Angstrom: ASE sorts atoms into cells of at least 3 of whatever unit it is given, and of nanometers one cell would hold them all.
+    cell = np.eye(3) if box is None else 10 * box
+    first, second, distance = primitive_neighbor_list("ijd", [box is not None] * 3, cell, 10 * positions, 10 * closest_nm)
+    kept = np.flatnonzero(first < second)
+    kept = kept[np.argsort(distance[kept], kind="stable")]
+    return np.stack([first[kept], second[kept]], axis=1), distance[kept] / 10
+
+
+def check_coordinates(topology: app.Topology, positions: np.ndarray, closest_nm: float = 0.03) -> None:
+    """Refuse coordinates that no dynamics can start from.
+
+    Parameters
+    ----------
+    topology : openmm.app.Topology
+        Elements, for the message, and box.
+    positions : ndarray
+        ``(n_atoms, 3)`` nm.
+    closest_nm : float
+        Distance below which two atoms count as coincident, images in the box among them.
 
     Raises
     ------
     UnsupportedSystemError
         Naming the atoms.
     """
-    from scipy.spatial import cKDTree
-
     bad = np.flatnonzero(~np.isfinite(positions).all(1))
     if len(bad):
         raise UnsupportedSystemError(f"atoms {bad[:5].tolist()} have coordinates that are not finite")
-    pairs = cKDTree(positions).query_pairs(closest_nm, output_type="ndarray")
+    vectors = topology.getPeriodicBoxVectors()
+    pairs, distances = close_pairs(positions, None if vectors is None else np.array(vectors.value_in_unit(unit.nanometer)), closest_nm)
     if len(pairs):
-        i, j = (int(k) for k in pairs[0])
-        distance = float(np.linalg.norm(positions[i] - positions[j]))
+        (i, j), symbols = pairs[0].tolist(), symbols_of(topology)
+        images = " (the nearest of their periodic images)" if vectors is not None else ""
         raise UnsupportedSystemError(
-            f"atoms {i} ({symbols[i]}) and {j} ({symbols[j]}) are {distance * 10:.3f} Angstrom apart, and {len(pairs)} pairs are closer than "
-            f"{closest_nm * 10:.1f}; remove duplicate atoms or alternate locations from the structure"
+            f"atoms {i} ({symbols[i]}) and {j} ({symbols[j]}) are {distances[0] * 10:.3f} Angstrom apart{images}, and {len(pairs)} pairs are closer "
+            f"than {closest_nm * 10:.1f}; remove duplicate atoms or alternate locations from the structure"
         )

@@ -70,7 +70,9 @@ def prepare_command(
 ) -> None:
     """Pack data files into one memory-mapped data set."""
     from training.align import ModelReference
+    from training.data.packed import STRANGE_FORCES
     from training.data.prepare import prepare
+    from training.data.self_energy import suspicious_unit
 
     try:
         with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console) as bar:
@@ -104,6 +106,15 @@ def prepare_command(
     console.print(table)
     if "force_rms" in m["statistics"]:
         console.print(f"force components: root mean square {m['statistics']['force_rms'] * KCAL_PER_MOL_PER_EV:.3f} kcal/mol/Å", highlight=False)
+        strange = m["statistics"]["strange_forces"]
+        if strange:
+            note = f"{strange:,} frames have forces {STRANGE_FORCES:g} times as large as usual (the first: {m['statistics']['first_strange_forces']})"
+            console.print(f"{note}; they are not among the root mean square, but are trained on: look at them", style="bold yellow", highlight=False)
+    units = ", ".join(f"{name} in {unit}" for name, unit in m["units_read"].items())
+    console.print(f"read: {units}", highlight=False)
+    doubt = suspicious_unit(m)
+    if doubt is not None:
+        console.print(doubt, style="bold yellow", highlight=False)
     listed = ", ".join(f"{s} {e:.6f}" for s, e in m["self_energies"].items())
     console.print(f"self-energies in eV ({m['self_energies_origin']}): {listed}", highlight=False)
     if not m["self_energies_determined"]:

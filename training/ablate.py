@@ -21,6 +21,10 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
+def _folder(variant: str) -> str:
+    return variant.replace(" ", "-")
+
+
 def read_ablation(path: Path) -> dict[str, FitConfig]:
     """Read variants from a YAML file with ``base``, a configuration of `fit`, and ``variants``, by name what each changes in it.
 
@@ -35,6 +39,12 @@ def read_ablation(path: Path) -> dict[str, FitConfig]:
         raise ConfigError(f"{path}: cannot be read as YAML ({error})") from None
     if not isinstance(raw, dict) or set(raw) != {"base", "variants"} or not all(isinstance(part, dict) for part in raw.values()):
         raise ConfigError(f"{path}: expected the two sections base and variants; see training/configs/ablation")
+    strange = [name for name, changes in raw["variants"].items() if not isinstance(name, str) or not isinstance(changes, dict | None)]
+    if strange:
+        raise ConfigError(f"{path}: each variant is a name and what it changes, section by section; {strange[0]!r} is not")
+    folders = [_folder(name) for name in raw["variants"]]
+    if len(set(folders)) < len(folders):
+        raise ConfigError(f"{path}: variants must differ in more than spaces and hyphens, got {', '.join(raw['variants'])}")
     variants = {name: parse_config(merged(raw["base"], changes or {}), f"{path}, {name}") for name, changes in raw["variants"].items()}
     if not variants:
         raise ConfigError(f"{path}: variants is empty; name at least one")
@@ -70,7 +80,7 @@ def ablate(variants: dict[str, FitConfig], output: Path, **trainer: Any) -> list
     """
     table = []
     for name, config in variants.items():
-        run = output / name.replace(" ", "-")
+        run = output / _folder(name)
         fit(config, run, resume=is_begun(run), **trainer)
         parameters = sum(p.numel() for p in load_checkpoint(run / LAST).network.parameters())
         table.append({"variant": name, "parameters": parameters, **last_validation(run / "log.csv")})

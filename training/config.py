@@ -77,6 +77,14 @@ class OptimizerConfig(_Section):
     gradient_clip: PositiveFloat = 10.0
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
 
+    @model_validator(mode="after")
+    def _of_the_schedule(self) -> "OptimizerConfig":
+        other = ("milestones", "drop") if self.schedule == "warmup-cosine" else ("warmup_steps", "final_fraction")
+        idle = [name for name in other if getattr(self, name) != type(self).model_fields[name].default]
+        if idle:
+            raise ValueError(f"{' and '.join(idle)} have no effect with schedule {self.schedule!r}; leave them out, or choose the other schedule")
+        return self
+
 
 class RunConfig(_Section):
     """How long, in what portions, how often to look."""

@@ -85,14 +85,16 @@ class TrainingModule(lightning.LightningModule):
 
     # ---- data
 
-    def sampler(self, split: str) -> SizeSampler:
-        """Batches of a split, as frames, by the sizes and the seed of the run."""
+    def sampler(self, split: str, processes: int = 1) -> SizeSampler:
+        """Batches of a split, as frames, by the sizes and the seed of the run; of few frames so small that there is one for each process."""
         frames = self.dataset.indices(split)
         if len(frames) == 0:
             raise DataError(f"the {split} split is empty; prepare the data with other fractions or another seed")
         sizes = np.diff(self.dataset.offsets)[frames]
         run = self.config.run
-        return SizeSampler(frames, sizes, run.batch_molecules, run.batch_edges, run.seed)
+        if len(frames) < processes:
+            raise DataError(f"the {split} split has {len(frames)} frames, fewer than the {processes} processes that share them")
+        return SizeSampler(frames, sizes, min(run.batch_molecules, len(frames) // processes), run.batch_edges, run.seed)
 
     def train_dataloader(self) -> DataLoader:
         """Endless stream that continues where the checkpoint stood."""
@@ -101,7 +103,8 @@ class TrainingModule(lightning.LightningModule):
 
     def val_dataloader(self) -> DataLoader:
         """All batches of the validation split, smallest molecules first; of a distributed run, this process' share."""
-        batches = self.sampler("validation").epoch(0, shuffle=False)[self.global_rank :: self.trainer.world_size]
+        n_processes = self.trainer.world_size
+        batches = self.sampler("validation", n_processes).epoch(0, shuffle=False)[self.global_rank :: n_processes]
         return DataLoader(batches, batch_size=None, collate_fn=self.collate)  # type: ignore[arg-type]
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:

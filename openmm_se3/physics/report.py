@@ -146,12 +146,16 @@ def read_report(path: Path) -> tuple[dict[str, Any], list[Section]]:
         raise ValueError(f"{path} is not a report of physics ({type(error).__name__}: {error}); choose another output directory") from None
 
 
+#: What a number of a quantity was that JSON could not hold: values are NaN, errors of too few samples infinite.
+_NOT_FINITE = {"value": float("nan"), "uncertainty": float("inf")}
+
+
 def _sections(rows: list[dict[str, Any]]) -> list[Section]:
     sections = []
     for row in rows:
         for quantity in row["quantities"]:
             del quantity["verdict"]
-        quantities = [Quantity(**{**q, "value": float("nan") if q["value"] is None else q["value"]}) for q in row["quantities"]]
+        quantities = [Quantity(**{**q, **{name: number for name, number in _NOT_FINITE.items() if q[name] is None}}) for q in row["quantities"]]
         panels = [
             Panel(**{**p, "lines": [Line(**line) for line in p["lines"]], "y_range": None if p["y_range"] is None else tuple(p["y_range"])})
             for p in row["panels"]

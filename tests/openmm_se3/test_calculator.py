@@ -77,6 +77,17 @@ class TestStress:
         FrechetCellFilter(atoms).get_forces()
         assert not atoms.calc.calculation_required(atoms, ["energy", "forces", "stress"])
 
+    def test_forces_are_the_same_without_it(self):
+        atoms = crystal()
+        atoms.calc = SE3Calculator(MODEL)
+        forces, energy = atoms.get_forces(), atoms.get_potential_energy()
+        atoms.get_stress()
+        np.testing.assert_allclose(atoms.get_forces(), forces, atol=1e-8)
+        assert atoms.get_potential_energy() == pytest.approx(energy, abs=1e-10)
+        atoms.rattle(0.01, seed=1)
+        atoms.get_forces()
+        assert not atoms.calc.calculation_required(atoms, ["energy", "forces", "stress"])  # it was asked for before
+
     def test_refusals(self):
         atoms = crystal()
         atoms.calc = SE3Calculator(MODEL, forces="direct")

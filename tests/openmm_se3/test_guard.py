@@ -53,6 +53,20 @@ class TestGuard:
             DomainGuard(topology, 10).check(state_of(topology, x), 1)
         DomainGuard(topology, 10, atoms=list(range(8))).check(state_of(topology, x), 1)
 
+    def test_asks_the_system_for_its_box(self):
+        """The topology's may be missing, as where the System was read from XML."""
+        topology, x = ethanol()
+        box = np.diag([2.0, 2.0, 2.0])
+        topology.setPeriodicBoxVectors(box * unit.nanometer)
+        system = potential("direct").createSystem(topology)
+        topology.setPeriodicBoxVectors(None)
+        simulation = app.Simulation(topology, system, openmm.VerletIntegrator(1e-9), openmm.Platform.getPlatformByName("Reference"))
+        x[8] = x[2] + box[0] + 0.01
+        simulation.context.setPositions(x)
+        simulation.reporters.append(DomainGuard(topology, 1))
+        with pytest.raises(DomainError, match=r"atoms 2 \(O\) and 8 \(H\)"):
+            simulation.step(1)
+
     def test_a_large_box(self):
         """With cells of nanometers in place of Angstrom the search takes minutes and gigabytes."""
         topology, per_edge = app.Topology(), 16
@@ -97,6 +111,8 @@ class TestGuard:
     def test_refuses_settings(self):
         with pytest.raises(ValueError, match="must be positive, got 0"):
             DomainGuard(ethanol()[0], 0)
+        with pytest.raises(UnsupportedSystemError, match="no atoms to look at"):
+            DomainGuard(ethanol()[0], 1, atoms=[])
 
 
 def test_simulate_names_atoms(tmp_path):

@@ -214,3 +214,39 @@ def test_refused_changes():
         integrator.setTemperature(-1)
     with pytest.raises(ValueError, match=r"nor positive where the integrator was made without, got 1\.0/ps"):
         integrator.setFriction(1)
+
+
+@pytest.mark.parametrize("inner_steps", [1, 4])
+def test_forces_in_other_groups_are_left_out(inner_steps):
+    """Also by what asks the integrator for its groups: minimisers, and barostats."""
+    system, x, v = oscillators()
+    pull = openmm.CustomExternalForce("1000*(x-1)^2")
+    pull.setForceGroup(5)
+    for i in range(len(x)):
+        pull.addParticle(i, [])
+    system.addForce(pull)
+    with_pull = run(MultipleTimeStepIntegrator(0, 0, 0.01, inner_steps), x, v, 20, system)
+    without = run(MultipleTimeStepIntegrator(0, 0, 0.01, inner_steps), x, v, 20)
+    np.testing.assert_allclose(with_pull[0], without[0], atol=1e-12)
+    context = openmm.Context(system, MultipleTimeStepIntegrator(0, 0, 0.01, inner_steps), openmm.Platform.getPlatformByName(REFERENCE))
+    context.setPositions(x)
+    openmm.LocalEnergyMinimizer.minimize(context, 1e-3)
+    assert np.abs(context.getState(getPositions=True).getPositions(asNumpy=True)._value[:, 0]).max() < 0.2
+
+
+def test_a_checkpoint_brings_temperature_and_friction_but_no_step():
+    system, x, v = oscillators()
+    reference = openmm.Platform.getPlatformByName(REFERENCE)
+    saved = openmm.Context(system, MultipleTimeStepIntegrator(0, 4, 0.008, 4), reference)
+    saved.setPositions(x)
+    saved.setVelocities(v)
+    integrator = MultipleTimeStepIntegrator(300, 1, 0.004, 4)
+    context = openmm.Context(system, integrator, reference)
+    context.loadCheckpoint(saved.createCheckpoint())
+    assert (integrator.getTemperature()._value, integrator.getFriction()._value, integrator.getStepSize()._value) == (0, 4, 0.004)
+    integrator.step(5)
+    expected = run(MultipleTimeStepIntegrator(0, 4, 0.004, 4), x, v, 5)
+    state = context.getState(getPositions=True)
+    np.testing.assert_allclose(state.getPositions(asNumpy=True)._value, expected[0], atol=1e-12)
+    integrator.setTemperature(250)
+    assert integrator.getTemperature()._value == pytest.approx(250)

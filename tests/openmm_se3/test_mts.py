@@ -1,6 +1,7 @@
 """Multiple time steps: two force groups that sum to the conservative model, in every kind of System, and dynamics with them."""
 
 import json
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -127,6 +128,26 @@ def test_mixed_system(interpolate):
             np.testing.assert_allclose(forces, results[0][1], atol=1e-6)
     groups = [energy_and_forces(systems["mts"], x, groups={k})[1] for k in (0, 1)]
     assert min(np.abs(g).max() for g in groups) > 10
+
+
+def test_virtual_sites_are_warned_of():
+    topology, classical, _ = ethanol_in_classical_water()
+    with pytest.warns(UserWarning, match=r"1 virtual sites \(the first: particle 12\).*run this System on a GPU"):
+        potential("mts").createMixedSystem(topology, classical, [0, 3, 4, 5], linkAtomDistances=[(0, 1, 0.109 * unit.nanometer)])
+    system = openmm.System()
+    for mass in (12.0, 16.0, 1.0, 0.0):
+        system.addParticle(mass)
+    system.setVirtualSite(3, openmm.TwoParticleAverageSite(0, 1, 0.3, 0.7))
+    named = app.Topology()
+    residue = named.addResidue("X", named.addChain())
+    for symbol in "COH":
+        named.addAtom(symbol, app.Element.getBySymbol(symbol), residue)
+    named.addAtom("M", None, residue)
+    with pytest.warns(UserWarning, match="particle 3"):
+        potential("mts-fast").addForces(named, system, [0, 1, 2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        potential("conservative").addForces(named, system, [0, 1, 2])
 
 
 def test_through_openmmml():

@@ -1,5 +1,6 @@
 """The force inside OpenMM: the same numbers on every route, any atoms in any order, boxes, refusals."""
 
+import pickle
 import warnings
 
 import numpy as np
@@ -217,6 +218,21 @@ def _only_between(nonbonded, positions):
                     force.addException(i, j, 0.0, 0.3, 0.0)
     system.addForce(force)
     return system
+
+
+def test_deuterium_is_hydrogen_but_for_its_mass():
+    topology, x = ethanol()
+    energy, forces = energy_and_forces(potential("direct").createSystem(topology), x)
+    next(a for a in topology.atoms() if a.element.symbol == "H").element = app.element.deuterium
+    system = potential("direct").createSystem(topology)
+    heavy = energy_and_forces(system, x)
+    assert heavy[0] == energy
+    np.testing.assert_array_equal(heavy[1], forces)
+    assert sorted({round(system.getParticleMass(i)._value, 2) for i in range(9)}) == [1.01, 2.01, 12.01, 16.0]
+
+
+def test_pickle_keeps_the_metadata_of_the_model():
+    assert pickle.loads(pickle.dumps(potential("direct"))).model.metadata == potential("direct").metadata
 
 
 class TestRefusals:

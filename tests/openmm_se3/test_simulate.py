@@ -8,7 +8,8 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import openmm
@@ -94,6 +95,35 @@ class TestPDB:
         (tmp_path / "x.pdb").write_text("".join(lines))
         topology, _ = read_structure(tmp_path / "x.pdb")
         assert [a.element.symbol for a in topology.atoms()] == ["C", "O", "Cl", "C"]
+
+    @pytest.mark.parametrize("names", [("O", "H", "H"), ("O", "H1", "H1")])
+    def test_names_that_are_unlike_all_others_stay(self, tmp_path, names):
+        """OpenMM knows the bonds of water by them, here and in the copy that a run keeps."""
+        water = molecule("H2O").positions
+        lines = [
+            f"HETATM{i + 1:5d}  {n:<3} HOH A   1    {x:8.3f}{y:8.3f}{z:8.3f}  1.00  0.00           {n[0]}\n"
+            for i, (n, (x, y, z)) in enumerate(zip(names, water, strict=True))
+        ]
+        (tmp_path / "x.pdb").write_text("".join(lines) + "CONECT    1    2    3\nEND\n")
+        topology, positions = read_structure(tmp_path / "x.pdb")
+        assert [a.name for a in topology.atoms()] == ["O", "H1", "H2"]
+        with open(tmp_path / "again.pdb", "w") as file:
+            app.PDBFile.writeFile(topology, positions * unit.nanometer, file)
+        assert topology.getNumBonds() == read_structure(tmp_path / "again.pdb")[0].getNumBonds() == 2
+
+    def test_bonds_by_distance_where_hydrogens_have_none(self, structures, tmp_path):
+        """A ligand without CONECT records beside water, as docking programs write it; bonds that are there stay as they are."""
+        lines = (structures / "ethanol.pdb").read_text().splitlines(keepends=True)
+        ligand = [line for line in lines if line.startswith("HETATM")]
+        water = [
+            f"HETATM{i + 10:5d}  {n:<3} HOH B   2    {10.0 + x:8.3f}{y:8.3f}{z:8.3f}  1.00  0.00           {n[0]}\n"
+            for i, (n, (x, y, z)) in enumerate(zip(("O", "H1", "H2"), 3 * molecule("H2O").positions, strict=True))
+        ]
+        (tmp_path / "x.pdb").write_text("".join(ligand + water))
+        topology, _ = read_structure(tmp_path / "x.pdb")
+        expected, _ = read_structure(structures / "ethanol.sdf")
+        bonds = {tuple(sorted((a.index, b.index))) for a, b in topology.bonds()}
+        assert bonds == {tuple(sorted((a.index, b.index))) for a, b in expected.bonds()} | {(9, 10), (9, 11)}
 
     def test_names_that_differ_stay(self):
         topology, _ = read_structure(EXAMPLES / "alanine_dipeptide.pdb")
@@ -263,10 +293,30 @@ class TestResume:
         extend(tmp_path / "md", 60)
         simulate(None, tmp_path / "md", resume=True)
         log = read_log(tmp_path / "md" / "log.csv")
-        assert log["step"].tolist() == [10, 20, 25, 35, 45, 55, 60]
+        assert log["step"].tolist() == [10, 20, 25, 30, 40, 50, 60]
         assert dcd_frames(tmp_path / "md" / "trajectory.dcd") == (7, 7)
         expected = read_log(tmp_path / "whole" / "log.csv")
-        assert log["potential_kj_per_mol"][[0, 1, 6]] == pytest.approx(expected["potential_kj_per_mol"][[0, 1, 5]], abs=1e-5)
+        kept = np.isin(log["step"], expected["step"])
+        assert log["potential_kj_per_mol"][kept] == pytest.approx(expected["potential_kj_per_mol"], abs=1e-5)
+
+    def test_to_more_steps_again_and_again(self, tmp_path):
+        """A frame at a former end is one like all others, whatever the run that goes on from it."""
+        simulate(replace(SHORT, steps=15, minimize=False), tmp_path / "md")
+        for steps in (18, 40):
+            extend(tmp_path / "md", steps)
+            simulate(None, tmp_path / "md", resume=True)
+        assert read_log(tmp_path / "md" / "log.csv")["step"].tolist() == [10, 15, 18, 20, 30, 40]
+        assert dcd_frames(tmp_path / "md" / "trajectory.dcd") == (6, 6)
+
+    def test_log_that_was_cut(self, tmp_path):
+        simulate(replace(SHORT, minimize=False), tmp_path / "md")
+        log = tmp_path / "md" / "log.csv"
+        extend(tmp_path / "md", 60)
+        for left in ("", "".join(log.read_text().splitlines(keepends=True)[:3])):
+            log.write_text(left)
+            with pytest.raises(SimulationError, match=rf"log.csv holds {2 if left else 0} lines up to step 40 of the checkpoint"):
+                simulate(None, tmp_path / "md", resume=True)
+            assert log.read_text() == left
 
     def test_settings_that_were_altered(self, tmp_path):
         simulate(SHORT, tmp_path / "md")
@@ -324,6 +374,8 @@ class TestPressure:
 
     @pytest.mark.filterwarnings("ignore:.*odd number of electrons")  # in so small a box the waters overlap
     def test_box_too_small_keeps_the_last_good_state(self, waters, tmp_path):
+        structure = Path(waters.structure)
+        structure.write_text(structure.read_text().replace("15.9570", " 3.9570"))  # whole in any box
         squeezed = replace(waters, box_nm=(1.003, 1.003, 1.003), pressure_bar=1e5, steps=1000, report_every=20)
         with pytest.raises(
             SimulationError, match=r"at 100000 bar the barostat tried a box too small .*needs at least 1 nm.* last good state, at .* ps"
@@ -386,12 +438,18 @@ class TestRefusals:
             ({"temperature": -1.0}, "temperature"),
             ({"temperature": math.inf}, "temperature"),
             ({"pressure_bar": math.nan}, "pressure_bar"),
+            ({"seed": 0}, "seed must be from 1 to 2147483647, got 0"),
+            ({"seed": 2**31}, "seed"),
             ({"box_nm": (1.0, math.inf, 1.0)}, "box_nm"),
         ],
     )
     def test_settings(self, change, message):
         with pytest.raises(ValueError, match=message):
             replace(SHORT, **change)
+
+    def test_settings_of_other_kinds_are_kept_as_plain_ones(self):
+        settings = replace(SHORT, structure=EXAMPLES / "water.xyz", model=Path(MODEL), box_nm=np.array([2.0, 2.0, 3.0]))
+        assert SimulationSettings(**json.loads(json.dumps(asdict(settings)))) == settings
 
     def test_platform(self, tmp_path):
         with pytest.raises(SimulationError, match="no platform 'Abacus' here; it has Reference"):
@@ -404,7 +462,17 @@ class TestRefusals:
 
     def test_coincident_atoms_are_named(self):
         with pytest.raises(UnsupportedSystemError, match=r"atoms 0 \(H\) and 1 \(O\)"):
-            check_coordinates(np.zeros((2, 3)), ["H", "O"])
+            check_coordinates(topology_of(molecule("OH")[::-1]), np.zeros((2, 3)))
+
+    def test_atoms_that_coincide_with_an_image_are_named(self, tmp_path):
+        """As crystals have them that were written with both faces of the cell."""
+        water = molecule("H2O")
+        twice = water + _moved(water, 12.0)
+        twice.set_cell([12.0, 12.0, 12.0])
+        twice.pbc = True
+        write(tmp_path / "x.xyz", twice, format="extxyz")
+        with pytest.raises(UnsupportedSystemError, match=r"atoms 0 \(O\) and 3 \(O\) are 0.000 Angstrom apart \(the nearest of their.* 3 pairs"):
+            simulate(replace(SHORT, structure=str(tmp_path / "x.xyz")), tmp_path / "md")
 
 
 def test_temperature_off_the_thermostat_is_noticed(tmp_path):
@@ -457,6 +525,9 @@ class TestCommandLine:
         result = CliRunner().invoke(cli, again)
         assert result.exit_code == 0, result.output
         assert read_log(tmp_path / "md" / "log.csv")["step"].tolist() == [10, 20, 30]
+        other = CliRunner().invoke(cli, [again[0], str(EXAMPLES / "ethanol.sdf"), *again[2:]])
+        assert other.exit_code == 1
+        assert "not of" in other.output.replace("\n", " ")
 
     def test_no_box(self, tmp_path):
         water = molecule("H2O")

@@ -326,6 +326,9 @@ class TestBarostats:
             keep_molecules_whole(topology, openmm.System())
         with pytest.raises(UnsupportedSystemError, match="no bonds"):
             keep_molecules_whole(app.Topology(), openmm.System())
+        topology.addAtom("H", app.element.hydrogen, topology.addResidue("LIG", topology.addChain()))
+        with pytest.raises(UnsupportedSystemError, match="1 hydrogens have no bonds in the topology, the first of them atom 6"):
+            keep_molecules_whole(topology, openmm.System())
         with pytest.raises(UnsupportedSystemError, match="no periodic box"):
             make_whole(ethanol()[0], ethanol()[1])
 

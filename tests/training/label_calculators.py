@@ -34,6 +34,16 @@ class BrokenEMT(CountingEMT):
         raise RuntimeError("the program was not found")
 
 
+class EMTWithoutNitrogen(EMT):
+    """Cannot do one element."""
+
+    def calculate(self, atoms=None, *arguments, **keywords):
+        """Evaluate, or raise."""
+        if 7 in atoms.numbers:
+            raise RuntimeError("no nitrogen")
+        super().calculate(atoms, *arguments, **keywords)
+
+
 class ShyEMT(CountingEMT):
     """Trusts itself once."""
 

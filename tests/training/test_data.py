@@ -9,6 +9,7 @@ import pytest
 import torch
 from ase import Atoms, units
 from ase.build import molecule
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 from ase.neighborlist import neighbor_list
 from typer.testing import CliRunner
@@ -68,6 +69,38 @@ class TestAni1x:
         with pytest.raises(DataError, match=r"no data set 'wb97x_dz.energy'; it holds .*ani1x_ensemble.energy"):
             list(read_ani1x(damaged, ReadReport(), energy_key="wb97x_dz.energy"))
 
+    def test_the_other_label_is_of_the_same_level(self, damaged):
+        with h5py.File(damaged, "r+") as file:
+            for group in file.values():
+                group["tz.energy"], group["tz.forces"] = group[KEYS["energy_key"]][()] - 1, 2 * group[KEYS["force_key"]][()]
+                group["cc"] = group[KEYS["energy_key"]][()]
+        both = [next(read_ani1x(damaged, ReadReport(), **keys)) for keys in ({"energy_key": "tz.energy"}, {"force_key": "tz.forces"}, KEYS)]
+        for block in both[:2]:
+            np.testing.assert_allclose(block.energies, both[2].energies - units.Hartree)
+            np.testing.assert_allclose(block.forces, 2 * both[2].forces, rtol=1e-6)
+        with pytest.raises(DataError, match="'cc' alone does not tell which forces belong to it; name both"):
+            next(read_ani1x(damaged, ReadReport(), energy_key="cc"))
+        assert next(read_ani1x(damaged, ReadReport(), energy_key="cc", force_key=None)).forces is None
+
+    @pytest.mark.parametrize("number", [0, -1, 119, 300])
+    def test_atomic_numbers_of_no_element(self, damaged, number):
+        with h5py.File(damaged, "r+") as file:
+            group = file[next(iter(file))]
+            numbers = group["atomic_numbers"][()].astype(int)
+            numbers[0] = number
+            del group["atomic_numbers"]
+            group["atomic_numbers"] = numbers
+        with pytest.raises(DataError, match=rf"atomic_numbers holds \[{number}, .*from 1 to 118"):
+            list(read_ani1x(damaged, ReadReport(), **KEYS))
+
+    def test_coordinates_in_bohr(self, damaged):
+        expected = next(read_ani1x(damaged, ReadReport(), **KEYS)).coordinates
+        with h5py.File(damaged, "r+") as file:
+            for group in file.values():
+                group["coordinates"][()] /= units.Bohr
+                group["coordinates"].attrs["units"] = "Bohr"
+        np.testing.assert_allclose(next(read_ani1x(damaged, ReadReport(), **KEYS)).coordinates, expected, atol=1e-6)
+
     def test_wrong_shape(self, damaged):
         with h5py.File(damaged, "r+") as file:
             group = file[next(iter(file))]
@@ -92,6 +125,21 @@ class TestAni1x:
         damaged.write_bytes(bytes(data))
         with pytest.raises(DataError, match=r"data\.h5"):
             list(read_ani1x(damaged, ReadReport(), **KEYS))
+
+    def test_any_byte_may_be_damaged(self, damaged):
+        """What h5py raises then is of many kinds; here it is one, and its message names the file."""
+        whole, rng = damaged.read_bytes(), np.random.default_rng(0)
+        refused = 0
+        for _ in range(60):
+            data = bytearray(whole)
+            where = int(rng.integers(8, 20_000))
+            data[where : where + 64] = rng.bytes(64)
+            damaged.write_bytes(bytes(data))
+            try:
+                list(read_ani1x(damaged, ReadReport(), **KEYS))
+            except DataError as error:
+                refused += "data.h5" in str(error)
+        assert refused > 10
 
     def test_foreign_file(self, tmp_path):
         with h5py.File(tmp_path / "other.h5", "w") as file:
@@ -168,10 +216,20 @@ class TestAni1:
         assert dataset.forces is None
         assert not dataset.metadata["with_forces"]
 
-    def test_forces_cannot_be_asked_for(self, tmp_path):
+    @pytest.mark.parametrize("option", ["force_key", "force_unit"])
+    def test_forces_cannot_be_asked_for(self, tmp_path, option):
         write_ani1(tmp_path / "ani1.h5")
         with pytest.raises(DataError, match="ANI-1 layout has no forces"):
-            prepare([tmp_path / "ani1.h5"], tmp_path / "packed", force_key="forces")
+            prepare([tmp_path / "ani1.h5"], tmp_path / "packed", **{option: "forces"})
+
+    def test_energies_of_another_name(self, tmp_path):
+        write_ani1(tmp_path / "ani1.h5")
+        with h5py.File(tmp_path / "ani1.h5", "r+") as file:
+            file["gdb11_s01/gdb11_s01-0/ccsd"] = np.full(6, -41.0)
+        dataset = prepare([tmp_path / "ani1.h5"], tmp_path / "packed", energy_key="ccsd", validation=0.0)
+        np.testing.assert_allclose(dataset.energies, -41.0 * units.Hartree)
+        with pytest.raises(DataError, match="no data set 'other'; it holds ccsd, coordinates, energies, species"):
+            prepare([tmp_path / "ani1.h5"], tmp_path / "other", energy_key="other")
 
     def test_unknown_symbols(self, tmp_path):
         write_ani1(tmp_path / "ani1.h5", symbols=("C", "Xx"))
@@ -253,6 +311,18 @@ class TestExtxyz:
                 prepare([tmp_path / "x.xyz"], tmp_path / "packed")
             assert not (tmp_path / "packed.partial").exists()
 
+    @pytest.mark.parametrize("where", ["between", "at the end"])
+    def test_empty_lines(self, tmp_path, where):
+        """At one of them ASE ends without a word."""
+        write(tmp_path / "x.xyz", self.frames(4), format="extxyz")
+        text = (tmp_path / "x.xyz").read_text()
+        (tmp_path / "x.xyz").write_text(text + "\n" + (text if where == "between" else "  \n"))
+        if where == "at the end":
+            assert len(prepare([tmp_path / "x.xyz"], tmp_path / "packed")) == 4
+        else:
+            with pytest.raises(DataError, match="after 4 frames there is an empty line, and more from line"):
+                prepare([tmp_path / "x.xyz"], tmp_path / "packed")
+
     def test_forces_asked_for_but_absent(self, tmp_path):
         write(tmp_path / "x.xyz", self.frames(forces=False), format="extxyz")
         with pytest.raises(DataError, match=r"frame 0 has no forces 'forces'.*ask for energies alone"):
@@ -277,6 +347,16 @@ class TestExtxyz:
         (tmp_path / "c.xyz").write_text(text[: len(text) // 2])
         with pytest.raises(DataError, match="cannot read frame 0"):
             prepare([tmp_path / "c.xyz"], tmp_path / "packed")
+
+
+def _labelled(name, seed, shift):
+    """A distorted molecule with made-up labels, its energy `shift` eV too high."""
+    rng = np.random.default_rng(seed)
+    atoms = molecule(name)
+    atoms.rattle(0.02, rng=rng)
+    energy = sum({1: -16.0, 6: -1036.0, 7: -1488.0, 8: -2046.0}[z] for z in atoms.numbers) + rng.normal() + shift
+    atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=rng.normal(size=(len(atoms), 3)))
+    return atoms
 
 
 class TestPacked:
@@ -372,6 +452,62 @@ class TestPacked:
         assert dataset.metadata["self_energies"] == pytest.approx({"H": -16.0, "C": -1036.0, "O": -2046.0}, rel=1e-9)
         assert dataset.metadata["statistics"]["residual"]["std"] < 1e-6
 
+    def test_what_is_held_out_plays_no_part_in_what_training_sees(self, tmp_path):
+        """Neither in self-energies nor in the scales of energies and forces."""
+        frames = [_labelled(name, seed, shift=0.0) for name in ("H2O", "CH4", "CH3OH", "CO2") for seed in range(3)]
+        write(tmp_path / "train.xyz", frames, format="extxyz")
+        found = []
+        for shift in (0.0, 50.0):
+            write(tmp_path / "test.xyz", [_labelled("CH3CH2OH", seed, shift) for seed in range(3)], format="extxyz")
+            options = {"validation": 0.0, "test_data": [tmp_path / "test.xyz"]}
+            found.append(prepare([tmp_path / "train.xyz"], tmp_path / f"packed-{shift}", **options).metadata)
+        assert found[0]["self_energies"] == found[1]["self_energies"]
+        for name in ("force_rms", "residual_per_sqrt_atom"):
+            assert found[0]["statistics"][name] == found[1]["statistics"][name]
+        assert found[0]["statistics"]["residual"] != found[1]["statistics"]["residual"]
+
+    def test_an_element_of_held_out_frames_alone(self, tmp_path):
+        write(tmp_path / "train.xyz", [_labelled("H2O", seed, 0.0) for seed in range(3)], format="extxyz")
+        write(tmp_path / "test.xyz", [_labelled("NH3", seed, 0.0) for seed in range(3)], format="extxyz")
+        dataset = prepare([tmp_path / "train.xyz"], tmp_path / "packed", validation=0.0, test_data=[tmp_path / "test.xyz"])
+        assert sorted(dataset.metadata["self_energies"]) == ["H", "N", "O"]
+
+    def test_absurd_forces_do_not_set_the_scale(self, tmp_path):
+        frames = [_labelled("CH3OH", seed, 0.0) for seed in range(40)]
+        write(tmp_path / "x.xyz", frames, format="extxyz")
+        usual = prepare([tmp_path / "x.xyz"], tmp_path / "usual", validation=0.0).metadata["statistics"]
+        frames[7].calc.results["forces"][2] = 3e4
+        write(tmp_path / "x.xyz", frames, format="extxyz")
+        result = CliRunner().invoke(app, ["prepare", str(tmp_path / "x.xyz"), "-o", str(tmp_path / "packed"), "--validation", "0"])
+        assert "1 frames have forces 100 times as large as usual (the first: [7])" in " ".join(result.output.split())
+        statistics = PackedDataset(tmp_path / "packed").metadata["statistics"]
+        assert statistics["force_rms"] == pytest.approx(usual["force_rms"], rel=0.05)
+        assert usual["strange_forces"] == 0
+
+    def test_coordinates_in_nanometers(self, tmp_path):
+        frames = [_labelled("CH3OH", seed, 0.0) for seed in range(3)]
+        for atoms in frames:
+            atoms.calc.atoms.positions /= 10
+            atoms.positions /= 10
+        write(tmp_path / "x.xyz", frames, format="extxyz")
+        with pytest.raises(DataError, match=r"closest atoms of a frame are 0\.1\d* Angstrom apart .* are they in nm"):
+            prepare([tmp_path / "x.xyz"], tmp_path / "packed")
+
+    @pytest.mark.parametrize(("unit", "doubted"), [("Hartree", False), ("eV", True)])
+    def test_doubtful_units_are_told(self, tmp_path, unit, doubted):
+        with h5py.File(tmp_path / "x.h5", "w") as file:
+            for name in ("H2O", "CH4", "CH3CH2OH", "CO2", "NH3", "N2", "CH3OH", "HCN"):
+                atoms = molecule(name)
+                group = file.create_group(name)
+                group["atomic_numbers"] = atoms.numbers.astype(np.uint8)
+                group["coordinates"] = atoms.positions[None]
+                group["a.energy"] = [sum({1: -0.6, 6: -38.1, 7: -54.7, 8: -75.2}[z] for z in atoms.numbers)]
+                group["a.forces"] = np.ones((1, len(atoms), 3))
+        options = ["-o", str(tmp_path / "packed"), "--validation", "0", "--energy-unit", unit, "--force-unit", "eV/Angstrom"]
+        output = " ".join(CliRunner().invoke(app, ["prepare", str(tmp_path / "x.h5"), *options]).output.split())
+        assert f"read: energies in {unit}, forces in eV/Angstrom" in output
+        assert ("is the energy unit right?" in output) == doubted
+
     def test_table_and_absurd_residual(self, tmp_path):
         table = {"unit": "Hartree", "H": -0.60095298, "C": -38.08316124, "N": -54.70775770, "O": -75.19446356}
         (tmp_path / "sae.json").write_text(json.dumps(table))
@@ -462,7 +598,7 @@ class TestBatches:
         assert not all(np.array_equal(a, b) for a, b in zip(epoch, sampler.epoch(3), strict=False))
 
     def test_batches_are_cut_as_one_by_one(self):
-        """Against the plain loop that adds molecules until one is too many."""
+        """Against the plain loop that adds molecules until one is too many; but the last two batches share."""
         rng = np.random.default_rng(1)
         sizes = rng.integers(1, 80, size=700)
         sampler = SizeSampler(np.arange(700), sizes, 12, 5000, seed=0)
@@ -474,7 +610,18 @@ class TestBatches:
                 edges = 0
             expected[-1].append(frame)
             edges += cost
-        assert [b.tolist() for b in sampler.epoch(0, shuffle=False)] == expected
+        found = [b.tolist() for b in sampler.epoch(0, shuffle=False)]
+        assert found[:-2] == expected[:-2]
+        assert np.concatenate(found).tolist() == np.concatenate(expected).tolist()
+        assert len(found[-2]) >= len(found[-1]) >= len(expected[-1])
+
+    @pytest.mark.parametrize(("n", "molecules", "edges"), [(101, 100, 10**6), (1010, 100, 10**6), (101, 100, 60_000)])
+    def test_no_batch_is_much_smaller_than_the_others(self, n, molecules, edges):
+        """All weigh the same in the training."""
+        sizes = np.random.default_rng(0).integers(6, 26, size=n)
+        batches = SizeSampler(np.arange(n), sizes, molecules, edges, seed=0).epoch(0)
+        assert min(len(b) for b in batches) > 0.5 * max(len(b) for b in batches)
+        assert max((sizes[b] * np.minimum(sizes[b] - 1, 50)).sum() for b in batches) <= edges
 
     def test_stream_continues_anywhere(self):
         sampler = SizeSampler(np.arange(50), np.full(50, 5), 8, 10_000, seed=0)

@@ -43,6 +43,17 @@ def start(tmp_path_factory):
 
 
 class TestShift:
+    @pytest.mark.parametrize("processes", [1, 2, 5])
+    def test_each_process_has_something_to_validate(self, tmp_path, processes):
+        """Lightning ends a run in which one of them has not."""
+        dataset = sample_dataset(tmp_path)
+        module = TrainingModule(small_config(dataset.directory, batch_molecules=1000), dataset)
+        batches = module.sampler("validation", processes).epoch(0, shuffle=False)
+        assert len(batches) >= processes
+        assert sorted(np.concatenate(batches)) == sorted(dataset.indices("validation"))
+        with pytest.raises(DataError, match="fewer than the 1000 processes"):
+            module.sampler("validation", 1000)
+
     def test_fitted_self_energies_leave_nothing_to_shift(self, tmp_path):
         dataset = sample_dataset(tmp_path)
         module = TrainingModule(small_config(dataset.directory), dataset)

@@ -588,6 +588,8 @@ class TestConfig:
         ("raw", "message"),
         [
             ({"data": "x", "learningrate": 1}, "learningrate: unknown key"),
+            ({"data": "x", "optimizer": {"schedule": "steps", "warmup_steps": 9}}, "warmup_steps have no effect with schedule 'steps'"),
+            ({"data": "x", "optimizer": {"milestones": [9], "drop": 0.5}}, "milestones and drop have no effect with schedule 'warmup-cosine'"),
             ({"data": "x", "run": {"steps": 3}}, "run.steps: unknown key"),
             ({"data": "x", "network": {"heads": 3}}, "network.heads: unknown key"),
             ({"data": "x", "run": {"max_steps": -1}}, r"run.max_steps: .*greater than 0 \(got -1\)"),
@@ -667,6 +669,8 @@ class TestAblation:
             ({"base": {}}, "expected the two sections base and variants"),
             ({"base": {"data": "x"}, "variants": {}}, "variants is empty"),
             ({"base": {"data": "x"}, "variants": {"a": {"network": {"heads": 3}}}}, "ablation.yaml, a: network.heads: unknown key"),
+            ({"base": {"data": "x"}, "variants": {"a": [1]}}, "each variant is a name and what it changes, section by section; 'a' is not"),
+            ({"base": {"data": "x"}, "variants": {"a b": None, "a-b": None}}, "must differ in more than spaces and hyphens, got a b, a-b"),
             ({"base": {"data": "x"}, "variants": {"a": {}, "b": {"run": {"max_steps": 7}}}}, "equal steps"),
         ],
     )

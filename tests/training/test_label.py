@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -250,6 +251,11 @@ class TestHoldOut:
         assert report["notes"] == ["O: its formula is held out"]
         with h5py.File(tmp_path / "second.h5") as file:
             assert list(file) == ["H3N"]
+        # What would be tested on is not seen in pairs either.
+        report = label(["O", "N"], tmp_path / "pairs.h5", replace(without("first.h5"), dimers=8))
+        assert any("the formula of one of them is held out" in note for note in report["notes"])
+        with h5py.File(tmp_path / "pairs.h5") as file:
+            assert list(file) == ["H3N", "H6N2"]
         # Methane is not in the data; by the same rule it would go to validation.
         prepare([tmp_path / "first.h5"], tmp_path / "packed", validation=0.5)
         with pytest.raises(LabelError, match="no frame was labelled"):
@@ -349,6 +355,14 @@ label({INPUTS!r}, Path({str(tmp_path / "killed.h5")!r}), settings)
         few = LabelSettings(calculator="tests.training.label_calculators:BrokenEMT", conformers=1, frames=0, displacements=2)
         with pytest.raises(LabelError, match="no label could be computed, lastly: RuntimeError: the program was not found"):
             label(["CO"], tmp_path / "few.h5", few)
+
+    def test_a_molecule_that_the_calculator_cannot_do_is_left_out_however_many_frames_it_has(self, tmp_path):
+        settings = LabelSettings(
+            calculator="tests.training.label_calculators:EMTWithoutNitrogen", conformers=1, frames=0, displacements=25, temperatures=(300.0,)
+        )
+        report = label(["CN", "CO"], tmp_path / "data.h5", settings)
+        assert report["failures"] == {"RuntimeError: no nitrogen": 26}
+        assert report["labelled"] == 26
 
     def test_frames_that_the_calculator_does_not_trust_are_left_out_however_many(self, tmp_path):
         shy = "tests.training.label_calculators:ShyEMT"

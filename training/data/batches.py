@@ -1,5 +1,6 @@
 """From frames to batches: sampling by size, neighbours, tensors."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
@@ -215,14 +216,22 @@ class SizeSampler:
         return batches
 
     def _cut(self, part: np.ndarray) -> Iterator[np.ndarray]:
+        """Batches of nearly equally many: every batch weighs the same in the training, so molecules of a small one, the largest, would weigh more."""
         sizes = self.sizes[part].astype(np.int64)
         edges = np.concatenate([[0], np.cumsum(sizes * np.minimum(sizes - 1, 50))])
-        begin = 0
-        while begin < len(part):  # once per batch, not per molecule: an epoch has millions of these
+        most = -(-len(part) // -(-len(part) // self.batch_molecules))
+        bounds = [0]
+        while bounds[-1] < len(part):  # once per batch, not per molecule: an epoch has millions of these
+            begin = bounds[-1]
             full = int(np.searchsorted(edges, edges[begin] + self.batch_edges, side="right")) - 1
-            stop = max(min(full, begin + self.batch_molecules), begin + 1)
+            bounds.append(max(min(full, begin + most), begin + 1))
+        if len(bounds) > 2:
+            # Where edges bound them, what is left for the last may be little: it shares with the one before.
+            even = (bounds[-3] + bounds[-1]) // 2
+            least = int(np.searchsorted(edges, edges[-1] - self.batch_edges))
+            bounds[-2] = min(bounds[-2], max(even, least))
+        for begin, stop in itertools.pairwise(bounds):
             yield self.frames[part[begin:stop]]
-            begin = stop
 
     def stream(self, start_batch: int) -> Iterator[np.ndarray]:
         """Endless stream of batches that begins at batch `start_batch` of the whole training."""

@@ -1,6 +1,6 @@
 """Reader of extended XYZ, in which most published benchmark sets come."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +8,33 @@ from ase.io import iread
 
 from training.data.frames import DataError, FrameBlock, ReadReport, charge_or_spin, hill_formula, keep_finite
 from training.units import energy_factor, force_factor
+
+
+def require_whole(path: Path, sizes: Sequence[int]) -> None:
+    """Refuse an XYZ file of which ASE has read the beginning alone: to it an empty line between frames is the end.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    sizes : sequence of int
+        Numbers of atoms of the frames that were read.
+
+    Raises
+    ------
+    DataError
+        With the number of the line that ASE stopped at.
+    """
+    with open(path) as file:
+        lines = enumerate(file, start=1)
+        for size in sizes:
+            for _ in range(size + 2):
+                next(lines, None)
+        for number, line in lines:
+            if line.strip() and not line.startswith("VEC"):  # cell vectors, in an older form of the format
+                raise DataError(
+                    f"{path}: after {len(sizes)} frames there is an empty line, and more from line {number} on; remove empty lines between frames"
+                )
 
 
 def read_extxyz(
@@ -39,14 +66,16 @@ def read_extxyz(
     Raises
     ------
     DataError
-        For a missing label, a periodic frame, an isolated atom whose energy is not finite, or a file that ASE cannot parse (with the number of
-        the frame); at the end of a file, if it says that frames are charged or have unpaired electrons (with their number).
+        For a missing label, lines after the last frame, a periodic frame, an isolated atom whose energy is not finite, or a file that ASE cannot
+        parse (with the number of the frame); at the end of a file, if it says that frames are charged or have unpaired electrons (with their
+        number).
     """
     e_factor, f_factor = energy_factor(energy_unit), force_factor(force_unit)
-    number, refused = -1, list[str]()
+    number, refused, sizes = -1, list[str](), list[int]()
     try:
         # ASE moves the standard names into a calculator; ask for plain access through both doors.
         for number, atoms in enumerate(iread(path, index=":", format="extxyz")):
+            sizes.append(len(atoms))
             results = atoms.calc.results if atoms.calc is not None else {}
             energy = atoms.info.get(energy_key, results.get(energy_key))
             if energy is None:
@@ -83,6 +112,7 @@ def read_extxyz(
             kept = keep_finite(block, report)
             if kept is not None:
                 yield kept
+        require_whole(path, sizes)
     except DataError:
         raise
     except FileNotFoundError:

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from ase.data import atomic_numbers as NUMBER_OF_SYMBOL
 from ase.data import chemical_symbols
+from scipy.spatial.distance import pdist
 
 from training.data.frames import DataError, FrameBlock
 from training.data.self_energy import SelfEnergyFit, check_residual, require_all_elements
@@ -29,6 +30,10 @@ from training.data.splits import NOT_GIVEN, SPLITS, complete_split, split_frames
 FORMAT_VERSION = 1
 #: eV per square root of an atom. As many frames as compositions are fitted without a residual, and nothing can be divided by that.
 LEAST_ENERGY_SPREAD = 1e-3
+#: Angstrom; the shortest bond there is, that of H2, has 0.74. And of how many frames the closest atoms are looked at.
+CLOSEST, LOOKED_AT = 0.3, 500
+#: Forces of a frame, against the median frame, beyond which they are no forces of molecules.
+STRANGE_FORCES = 100.0
 
 _ARRAYS: dict[str, tuple[type, tuple[int, ...]]] = {
     "numbers": (np.uint8, ()),
@@ -44,6 +49,26 @@ _ARRAYS: dict[str, tuple[type, tuple[int, ...]]] = {
 def _statistics(count: int, total: float, total_square: float) -> dict[str, float]:
     mean = total / count
     return {"mean": mean, "std": float(np.sqrt(max(total_square / count - mean * mean, 0.0)))}
+
+
+def force_statistics(squares: np.ndarray, n_atoms: np.ndarray, trained: np.ndarray) -> dict[str, Any]:
+    """Root mean square of the force components of frames trained on, by which forces are scaled, and how many frames are beyond all others.
+
+    One frame with absurd forces among a thousand would make the scale thousands of times too large, and so hide itself from a loss that
+    counts errors in units of it. So frames whose root mean square is more than `STRANGE_FORCES` times the median one are left out of the scale.
+
+    Parameters
+    ----------
+    squares, n_atoms : ndarray
+        ``(n_frames,)``: mean square of the force components (eV^2/Angstrom^2), and number of atoms.
+    trained : ndarray
+        ``(n_frames,)`` bool.
+    """
+    limit = STRANGE_FORCES**2 * np.median(squares[trained])
+    strange = squares > limit if limit > 0 else np.zeros_like(trained)
+    usual = trained & ~strange
+    rms = float(np.sqrt(np.average(squares[usual], weights=n_atoms[usual])))
+    return {"force_rms": rms, "strange_forces": int(strange.sum()), "first_strange_forces": np.flatnonzero(strange)[:5].tolist()}
 
 
 class PackedWriter:
@@ -75,11 +100,11 @@ class PackedWriter:
         self._files: dict[str, BinaryIO] = {n: open(self._partial / f"{n}.bin", "wb") for n in names}  # noqa: SIM115
         self._formulas: dict[str, int] = {}
         self._frames_of: list[int] = []
-        self._fit = SelfEnergyFit()
+        self._composition: list[np.ndarray] = []
         self._given: list[np.ndarray] = []
+        self._force_squares: list[np.ndarray] = []
         self._n_frames = 0
         self._n_atoms = 0
-        self._force_square = 0.0
         self._hash = hashlib.sha256()
         self._put("offsets", np.zeros(1, dtype=np.int64))
 
@@ -96,6 +121,7 @@ class PackedWriter:
         index = self._formulas.setdefault(block.formula, len(self._formulas))
         if index == len(self._frames_of):
             self._frames_of.append(0)
+            self._composition.append(block.atomic_numbers)
         self._frames_of[index] += n_frames
         self._put("numbers", np.tile(block.atomic_numbers, n_frames))
         self._put("coordinates", block.coordinates)
@@ -105,9 +131,8 @@ class PackedWriter:
         if self.with_forces:
             assert block.forces is not None
             self._put("forces", block.forces)
-            self._force_square += float(np.square(block.forces, dtype=np.float64).sum())
+            self._force_squares.append(np.square(block.forces, dtype=np.float64).mean((1, 2)))
         self._given.append(np.full(n_frames, NOT_GIVEN if split is None else SPLITS.index(split), dtype=np.uint8))
-        self._fit.add(block.atomic_numbers, block.energies)
         self._n_frames += n_frames
         self._n_atoms += n_frames * n_atoms
 
@@ -130,7 +155,7 @@ class PackedWriter:
         Parameters
         ----------
         self_energies : dict or None
-            Atomic number to eV; None for a least-squares fit to these data.
+            Atomic number to eV; None for a least-squares fit to the frames trained on, or to all where those do not determine it.
         origin : str
             How the self-energies were come by: ``least squares``, ``table`` or ``isolated atoms``.
         fractions, seed
@@ -156,39 +181,42 @@ class PackedWriter:
         try:
             if self._n_frames == 0:
                 raise DataError("no usable frame in the input; every one was skipped or the files are empty")
-            table = self._fit.solve() if self_energies is None else self_energies
-            require_all_elements(table, self._fit.elements, origin)
-            statistics = self._energy_statistics(table)
-            residual = statistics["residual_per_atom"]
-            check_residual(residual["mean"], residual["std"], origin)
-            if self.with_forces:
-                statistics["force_rms"] = float(np.sqrt(self._force_square / (3 * self._n_atoms)))
             formulas = {f: split_of(f, fractions, seed) for f in self._formulas}
             given = np.concatenate(self._given)
+            index = np.fromfile(self._partial / "formula_index.bin", dtype=np.int32)
+            split = np.array([SPLITS.index(s) for s in formulas.values()], dtype=np.uint8)[index]
             with_split_array = split_by == "frame" or bool((given != NOT_GIVEN).any())
             if with_split_array:
-                index = np.fromfile(self._partial / "formula_index.bin", dtype=np.int32)
-                by_formula = None if split_by == "frame" else np.array([SPLITS.index(s) for s in formulas.values()], dtype=np.uint8)[index]
-                split = complete_split(given, self._identities(), by_formula, fractions, seed)
+                split = complete_split(given, self._identities(), None if split_by == "frame" else split, fractions, seed)
                 (self._partial / "split.bin").write_bytes(split.tobytes())
-                frames_in = {s: int((split == i).sum()) for i, s in enumerate(SPLITS)}
-            else:
-                frames_in = {s: sum(n for n, f in zip(self._frames_of, formulas, strict=True) if formulas[f] == s) for s in SPLITS}
+            frames_in = {s: int((split == i).sum()) for i, s in enumerate(SPLITS)}
             if not frames_in["train"]:
                 raise DataError(
                     f"the split leaves no frame to train on: of {len(formulas)} formulas all are held out (validation, test: {fractions}); "
                     "give other fractions or another seed, or split few molecules frame by frame, with --split-by frame"
                 )
+            trained = split == SPLITS.index("train")
+            fit, everything = self._fit(index, trained), self._fit(index, np.ones_like(trained))
+            if not fit.determined or fit.elements != everything.elements:
+                fit = everything  # of too few formulas the energies of others would be off by thousands of eV
+            table = fit.solve() if self_energies is None else self_energies
+            require_all_elements(table, everything.elements, origin)
+            statistics = self._energy_statistics(table, trained)
+            residual = statistics["residual_per_atom"]
+            check_residual(residual["mean"], residual["std"], origin)
+            if self.with_forces:
+                statistics |= force_statistics(np.concatenate(self._force_squares), np.array([len(z) for z in self._composition])[index], trained)
+            self._check_lengths()
             metadata = {
                 "format_version": FORMAT_VERSION,
                 "units": {"length": "Angstrom", "energy": "eV", "force": "eV/Angstrom"},
                 "n_frames": self._n_frames,
                 "n_atoms": self._n_atoms,
-                "elements": [chemical_symbols[z] for z in self._fit.elements],
+                "elements": [chemical_symbols[z] for z in everything.elements],
                 # Those of elements that these data lack, too: a model that starts from another knows them.
                 "self_energies": {chemical_symbols[z]: table[z] for z in sorted(table)},
                 "self_energies_origin": origin,
-                "self_energies_determined": origin != "least squares" or self._fit.determined,
+                "self_energies_determined": origin != "least squares" or fit.determined,
                 "statistics": statistics,
                 "with_forces": self.with_forces,
                 "formulas": list(formulas),
@@ -220,8 +248,34 @@ class PackedWriter:
             out[i] = int.from_bytes(digest[:8], "big")
         return out
 
-    def _energy_statistics(self, table: dict[int, float]) -> dict[str, Any]:
-        """Mean and standard deviation of energies with and without self-energies (the thesis' Table 3.1), eV."""
+    def _check_lengths(self) -> None:
+        """Refuse coordinates that are not in Angstrom, as far as the closest atoms of some frames tell."""
+        coordinates = np.memmap(self._partial / "coordinates.bin", dtype=np.float32, mode="r").reshape(-1, 3)
+        offsets = np.memmap(self._partial / "offsets.bin", dtype=np.int64, mode="r")
+        several = np.flatnonzero(np.diff(offsets) > 1)
+        looked_at = several[np.unique(np.linspace(0, len(several) - 1, LOOKED_AT).astype(int))] if len(several) else several
+        closest = [pdist(coordinates[offsets[i] : offsets[i + 1]].astype(float)).min() for i in looked_at]
+        if closest and np.median(closest) < CLOSEST:
+            raise DataError(
+                f"the closest atoms of a frame are {np.median(closest):.3f} Angstrom apart in the middle of {len(closest)} frames, nearer than in "
+                "any molecule; coordinates must be in Angstrom: are they in nm?"
+            )
+
+    def _fit(self, formula_index: np.ndarray, chosen: np.ndarray) -> SelfEnergyFit:
+        """Least squares over the chosen frames, ``(n_frames,)`` bool."""
+        energies = np.fromfile(self._partial / "energies.bin", dtype=np.float64)
+        n_frames = np.bincount(formula_index[chosen], minlength=len(self._composition))
+        total = np.bincount(formula_index[chosen], energies[chosen], minlength=len(self._composition))
+        fit = SelfEnergyFit()
+        for atomic_numbers, n, energy in zip(self._composition, n_frames, total, strict=True):
+            fit.add(atomic_numbers, int(n), float(energy))
+        return fit
+
+    def _energy_statistics(self, table: dict[int, float], trained: np.ndarray) -> dict[str, Any]:
+        """Mean and standard deviation of energies with and without self-energies (the thesis' Table 3.1), eV.
+
+        Of all frames, but for the last, by which energies are scaled: that is of those trained on.
+        """
         per_element = np.zeros(256)
         for z, e in table.items():
             per_element[z] = e
@@ -236,15 +290,17 @@ class PackedWriter:
             references = np.add.reduceat(per_element[numbers[offsets[start] : offsets[stop]]], first)
             n = np.diff(offsets[start : stop + 1])
             residual = energies[start:stop] - references
+            learned = trained[start:stop]
             for name, values in (
                 ("total", energies[start:stop]),
                 ("residual", residual),
                 ("residual_per_atom", residual / n),
-                ("residual_per_sqrt_atom", residual / np.sqrt(n)),
+                ("residual_per_sqrt_atom", (residual / np.sqrt(n))[learned]),
             ):
                 sums[name] += values.sum(), np.square(values).sum()
-        out: dict[str, Any] = {name: _statistics(self._n_frames, *s) for name, s in sums.items()}
-        out["residual_per_sqrt_atom"]["rms"] = float(np.sqrt(sums["residual_per_sqrt_atom"][1] / self._n_frames))
+        count = {"residual_per_sqrt_atom": int(trained.sum())}
+        out: dict[str, Any] = {name: _statistics(count.get(name, self._n_frames), *s) for name, s in sums.items()}
+        out["residual_per_sqrt_atom"]["rms"] = float(np.sqrt(sums["residual_per_sqrt_atom"][1] / trained.sum()))
         return out
 
     def discard(self) -> None:

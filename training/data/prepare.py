@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,14 +48,21 @@ def open_blocks(
         raise DataError(f"{path}: no such file")
     kind = detect_layout(path) if layout == "auto" else layout
     if kind == "ani1":
-        if force_key is not None:
-            raise DataError(f"{path}: the ANI-1 layout has no forces; ask for energies alone")
-        return read_ani1(path, report, energy_unit or "Hartree")
+        if force_key is not None or force_unit is not None:
+            raise DataError(f"{path}: the ANI-1 layout has no forces, so no key or unit of them; ask for energies alone")
+        return read_ani1(path, report, energy_unit or "Hartree", energy_key=energy_key or "energies")
     chosen: dict[str, Any] = {"energy_key": energy_key, "force_key": force_key, "energy_unit": energy_unit, "force_unit": force_unit}
     options = {k: v for k, v in chosen.items() if v is not None}
     if energies_only:
         options["force_key"] = None
     return (read_ani1x if kind == "ani1x" else read_extxyz)(path, report, **options)
+
+
+def units_of(layouts: Collection[str], energy_unit: str | None, force_unit: str | None, with_forces: bool) -> dict[str, str]:
+    """In which units labels are read that do not state their own; those of each layout, where several are read."""
+    energies = " or ".join(sorted({energy_unit or ("eV" if kind == "extxyz" else "Hartree") for kind in layouts}))
+    forces = " or ".join(sorted({force_unit or ("eV/Angstrom" if kind == "extxyz" else "Hartree/Angstrom") for kind in layouts}))
+    return {"energies": energies} | ({"forces": forces} if with_forces else {})
 
 
 def read_self_energy_table(path: Path) -> dict[int, float]:
@@ -223,6 +230,7 @@ def prepare(
             raise
     times = Counter(p.name if split is None else f"{p.name}, {split}" for p, split in files)
     extra = {"sources": [name if n == 1 else f"{name} ({n} times)" for name, n in times.items()], **report.as_dict()}
+    extra["units_read"] = units_of(kinds, energy_unit, force_unit, with_forces)
     extra["split_files"] = {split: [p.name for p in paths] for split, paths in held_out.items()}
     if align_to is not None:
         extra["aligned_to"] = align_to.name

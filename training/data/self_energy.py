@@ -1,9 +1,12 @@
 """Reference energies per element: fitted, given, or those of isolated atoms; subtracted in float64."""
 
+from typing import Any
+
 import numpy as np
 from ase.data import chemical_symbols
 
 from training.data.frames import DataError
+from training.units import ENERGY_UNITS
 
 #: A chemical residual is a few eV per atom at most (binding against free atoms: about -2 to -7; a fit: a few tenths).
 MAX_MEAN_PER_ATOM = 15.0
@@ -17,11 +20,11 @@ class SelfEnergyFit:
         self._normal = np.zeros((119, 119))
         self._right = np.zeros(119)
 
-    def add(self, atomic_numbers: np.ndarray, energies: np.ndarray) -> None:
-        """Add frames of one molecule: ``(n_atoms,)`` and ``(n_frames,)`` eV."""
+    def add(self, atomic_numbers: np.ndarray, n_frames: int, energy: float) -> None:
+        """Add frames of one molecule: ``(n_atoms,)``, how many, and the sum of their energies, eV."""
         counts = np.bincount(atomic_numbers, minlength=119).astype(float)
-        self._normal += np.outer(counts, counts) * len(energies)
-        self._right += counts * energies.sum()
+        self._normal += np.outer(counts, counts) * n_frames
+        self._right += counts * energy
 
     @property
     def elements(self) -> list[int]:
@@ -40,6 +43,24 @@ class SelfEnergyFit:
         z = self.elements
         solution = np.linalg.lstsq(self._normal[np.ix_(z, z)], self._right[z], rcond=1e-12)[0]
         return dict(zip(z, solution.tolist(), strict=True))
+
+
+def suspicious_unit(metadata: dict[str, Any]) -> str | None:
+    """What a fitted self-energy of hydrogen says against the unit of the energies, if anything: at any level of theory it is near -0.5 Hartree.
+
+    Parameters
+    ----------
+    metadata : dict
+        Of a packed data set.
+    """
+    hydrogen = metadata["self_energies"].get("H")
+    if metadata["self_energies_origin"] != "least squares" or not metadata["self_energies_determined"] or hydrogen is None:
+        return None
+    for name, factor in ENERGY_UNITS.items():
+        # Relative energies have any self-energy near zero; total ones, of a fit, are within a third of this.
+        if name != "eV" and abs(hydrogen / (-0.58 * ENERGY_UNITS["Hartree"] / factor) - 1) < 0.3:
+            return f"the self-energy of hydrogen is {hydrogen:.4g} eV, which it would be in {name} were that taken for eV: is the energy unit right?"
+    return None
 
 
 def require_all_elements(self_energies: dict[int, float], elements: list[int], origin: str) -> None:

@@ -126,6 +126,10 @@ class Journal:
         """Number of frames with this SQL `condition`."""
         return int(self._db.execute(f"SELECT COUNT(*) FROM frames WHERE {condition}").fetchone()[0])
 
+    def molecules(self) -> int:
+        """Number of molecules and pairs of which there are frames to be labelled."""
+        return int(self._db.execute("SELECT COUNT(DISTINCT molecule) FROM frames WHERE chosen").fetchone()[0])
+
     def _frames(self, condition: str) -> Iterator[tuple[int, Candidate]]:
         ids = [i for (i,) in self._db.execute(f"SELECT id FROM frames WHERE {condition} ORDER BY id")]
         for i in ids:

@@ -32,6 +32,8 @@ from training.units import KCAL_PER_MOL_PER_EV
 #: Labels with a larger force on an atom are left out: no simulation goes there, and squared errors of such frames would drown all others.
 MAX_FORCE = 400.0 / KCAL_PER_MOL_PER_EV  # eV/Angstrom
 MAX_FAILURES_IN_A_ROW = 20
+#: Labels that failed in a row are of so many molecules at least where the calculator itself is to blame, and not what it cannot do.
+MOLECULES_OF_FAILURES = 5
 
 Progress = Callable[[str, int, int], None]
 
@@ -54,8 +56,8 @@ class LabelSettings:
         Frames of dynamics, of displacements, and of displacements with a stretched bond, a turned torsion or a bent angle (see
         `training.label.scans`), for each conformer and temperature.
     hold_out : tuple of str
-        Data whose formulas are left out, so that they can still be tested on: of a file all formulas, of a packed data set those that its
-        split does not give to training.
+        Data whose formulas are left out, also in pairs, so that they can still be tested on: of a file all formulas, of a packed data set
+        those that its split does not give to training.
     dimers : int
         Random pairs of the molecules, in all.
     contacts : tuple of float
@@ -213,7 +215,7 @@ def _sample(
         if task not in done:
             rng = np.random.default_rng([settings.seed, i])
             if is_dimer:
-                candidates, note, failed = *_dimer(molecules, settings, rng), False
+                candidates, note, failed = *_dimer(molecules, settings, held_out, rng), False
             else:
                 candidates, note, failed = _of_molecule(molecules[i], settings, make_sampler, rng)
             failed_in_a_row = failed_in_a_row + 1 if failed else 0
@@ -262,13 +264,15 @@ def _no_geometry(molecule: Molecule) -> str:
     return f"{molecule.name}: RDKit found no geometry"
 
 
-def _dimer(molecules: list[Molecule], settings: LabelSettings, rng: np.random.Generator) -> tuple[list[Candidate], str | None]:
+def _dimer(molecules: list[Molecule], settings: LabelSettings, held_out: HeldOut, rng: np.random.Generator) -> tuple[list[Candidate], str | None]:
     pair = [molecules[i] for i in rng.integers(len(molecules), size=2)]
     choices = [geometries(m, settings.conformers, settings.seed) for m in pair]
     name = " + ".join(m.name for m in pair)
     if not all(choices):
         return [], f"{name}: {_no_geometry(pair[0] if not choices[0] else pair[1])}"
     first, second = (c[rng.integers(len(c))] for c in choices)
+    if first in held_out or second in held_out:  # a molecule in a pair is trained on as well
+        return [], f"{name}: the formula of one of them is held out"
     atoms = random_dimer(first, second, settings.contacts, rng)
     return ([Candidate(name, "dimer", atoms)], None) if is_plausible(atoms) else ([], f"{name}: the two collide")
 
@@ -289,7 +293,9 @@ def _label(journal: Journal, make_calculator: Callable[[], Calculator], tell: Pr
     done = total - journal.count("chosen AND energy IS NULL AND failure IS NULL")
     tell("labelling", done, total)
     failures: list[tuple[int, str]] = []  # kept back: if the calculator never comes back, a resumed run must try these again
+    of_molecules: set[str] = set()
     calculator, numbers = make_calculator(), None
+    enough = min(MOLECULES_OF_FAILURES, journal.molecules())
     for frame, candidate in journal.unlabelled():
         atoms = candidate.atoms
         if numbers is None or not np.array_equal(numbers, atoms.numbers):
@@ -301,7 +307,8 @@ def _label(journal: Journal, make_calculator: Callable[[], Calculator], tell: Pr
             journal.set_failure(frame, str(error))
         except Exception as error:  # whatever somebody's calculator raises
             failures.append((frame, f"{type(error).__name__}: {error}"))
-            if len(failures) == MAX_FAILURES_IN_A_ROW:
+            of_molecules.add(candidate.molecule)
+            if len(failures) >= MAX_FAILURES_IN_A_ROW and len(of_molecules) >= enough:
                 raise LabelError(
                     f"{len(failures)} labels in a row failed, lastly for {candidate.molecule}: {failures[-1][1]}. "
                     "What was labelled is kept: mend the calculator's installation and go on with --resume"
@@ -311,6 +318,7 @@ def _label(journal: Journal, make_calculator: Callable[[], Calculator], tell: Pr
             for failed, reason in failures:
                 journal.set_failure(failed, reason)
             failures.clear()
+            of_molecules.clear()
             if np.square(forces).sum(1).max() > MAX_FORCE**2:
                 journal.set_failure(frame, f"a force above {MAX_FORCE * KCAL_PER_MOL_PER_EV:.0f} kcal/mol/Angstrom")
             else:

@@ -12,7 +12,8 @@ from rdkit import Chem, rdBase
 from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
 from scipy.spatial.distance import pdist
 
-from training.data.frames import charge_or_spin
+from training.data.extxyz import require_whole
+from training.data.frames import DataError, charge_or_spin
 from training.label.errors import LabelError
 
 #: Pairs closer than this part of the sum of their covalent radii are no molecule: H-H 0.37, C-H 0.64, C-C 0.91 Angstrom.
@@ -117,6 +118,11 @@ def _from_file(path: Path) -> list[Molecule]:
         frames = read(path, index=":")
     except Exception as error:  # ASE raises whatever the parser met
         raise LabelError(f"{path}: ASE cannot read it as a structure file ({type(error).__name__}: {error})") from error
+    if path.suffix.lower() in (".xyz", ".extxyz"):
+        try:
+            require_whole(path, [len(atoms) for atoms in frames])
+        except DataError as error:
+            raise LabelError(str(error)) from None
     for i, atoms in enumerate(frames):
         if atoms.pbc.any():
             raise LabelError(f"{path}: frame {i} is periodic; training data must be molecules or clusters")

@@ -36,13 +36,16 @@ class TestReport:
 
     def test_round_trip(self, tmp_path):
         panel = Panel("p", "x", "y", [Line("a", [0.0, 1.0], [2.0, 3.0], points=True)], y_range=(0.0, 1.0))
-        sections = [Section("a", "A", [Quantity("q", 2.0, "K", 1.0), Quantity("n", float("nan"), must=1.0)], [panel], ["note"], 3.0)]
+        sections = [
+            Section("a", "A", [Quantity("q", 2.0, "K", 1.0), Quantity("n", float("nan"), must=1.0, uncertainty=float("inf"))], [panel], ["note"], 3.0)
+        ]
         write_report(tmp_path / "r.json", {"model": "m"}, sections)
         head, back = read_report(tmp_path / "r.json")
         assert head == {"model": "m"}
         assert back[0].panels == sections[0].panels
         assert back[0].quantities[0] == sections[0].quantities[0]
         assert np.isnan(back[0].quantities[1].value)
+        assert np.isinf(back[0].quantities[1].uncertainty)
         assert [q.name for q in missed(back)] == ["q", "n"]
         raw = json.loads((tmp_path / "r.json").read_text(), parse_constant=pytest.fail)
         assert raw["sections"][0]["quantities"][0]["verdict"] == "missed"
