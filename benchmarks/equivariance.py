@@ -1,11 +1,11 @@
 """Equivariance error (equation 3.1 of the thesis) of every layer and degree of both forms of the network, and of their outputs.
 
-    python -m benchmarks equivariance [--checkpoint runs/joint/last.ckpt] [--output benchmarks/equivariance]
+    python -m benchmarks equivariance [--model se3-ani1x] [--output benchmarks/equivariance]
 
 A random cluster of atoms is evaluated as it is, after random rotations with translations, and after reflections of these. Each layer's output on the
 transformed cluster is compared with the transformed output: |f(R x + t) - R f(x)| / |f(x)|, the worst of all transformations, errors of earlier
 layers included. Distances and directions are taken in float64, as the network does when it gets positions in float64; its weights and layers run in
-the precision of the column. Without a checkpoint the weights are random, and the forms are production, reference with natural parity, and
+the precision of the column. Without a model the weights are random, and the forms are production, reference with natural parity, and
 reference with all J as in the thesis, for which a reflection is no symmetry once cross products have made pseudo-vectors: those columns are large
 on purpose. Prints a table per form; with --output also writes equivariance.csv and equivariance.png.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from tests.training.helpers import NUMBERS, evaluate, random_cluster, random_orthogonal, transform
-from training.checkpoint import load_checkpoint
+from training.checkpoint import load_checkpoint, load_exported
 from training.network import NetworkConfig, ReferenceConfig, build_network
 from training.network.attention import EquivariantAttention
 from training.network.linear import EquivariantLinear
@@ -119,13 +119,14 @@ def write(reports: dict[str, Report], directory: Path) -> None:
 def main():
     """Print one table per form."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--model", help="released model, exported file, or checkpoint")
     parser.add_argument("--transformations", type=int, default=10, help="of each kind")
     parser.add_argument("--output", type=Path, help="directory for equivariance.csv and equivariance.png")
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    if arguments.checkpoint:
-        networks = {str(arguments.checkpoint): load_checkpoint(arguments.checkpoint).network}
+    if arguments.model:
+        is_checkpoint = Path(arguments.model).suffix == ".ckpt"
+        networks = {arguments.model: (load_checkpoint(Path(arguments.model)) if is_checkpoint else load_exported(arguments.model)).network}
     else:
         configs = {
             "production": NetworkConfig(),

@@ -10,7 +10,7 @@ PACKAGES = ("openmm", "torch", "lightning", "acellera-openmmtorch-cpu", "aceller
 
 
 def machine():
-    """Processor, cores that may be used, GPU if torch sees one, operating system."""
+    """Processor, cores that may be used, GPU if torch sees one, kind of operating system."""
     import torch
 
     try:
@@ -19,7 +19,7 @@ def machine():
         names = []
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": names[0] if names else platform.machine(), "cores": cores, "gpu": gpu, "system": platform.platform(terse=True)}
+    return {"cpu": names[0] if names else platform.machine(), "cores": cores, "gpu": gpu, "system": f"{platform.system()} {platform.machine()}"}
 
 
 def versions():

@@ -5,7 +5,7 @@
 
 A peer is NAME=INTERPRETER or NAME=OPTIONS=INTERPRETER: a potential of `benchmarks/speed_worker.py` and the Python of an environment that
 holds it, openmm and openmm-ml. Blocks of all potentials are interleaved, and the median is printed; what is compared was measured in one
-run. ``cpu/wall`` far from the number of threads says that something else ran.
+run. Atoms are tied to their start by soft springs. ``cpu/wall`` far from the number of threads says that something else ran.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def run(arguments, systems, rows):
 def main():
     """Measure what was asked for, print a table, write JSON."""
     parser = parser_of(__doc__)
-    parser.add_argument("--modes", help="with commas; by default all that the model has")
+    parser.add_argument("--modes", help="with commas, mts@4 for 4 inner steps in place of 8; by default all that the model has")
     parser.add_argument("--systems", default="ethanol,alanine-dipeptide,water216", help=NAMES)
     parser.add_argument("--peer", action="append", default=[], metavar="NAME[=OPTIONS]=PYTHON")
     arguments = parser.parse_args()

@@ -11,24 +11,31 @@ import sys
 import time
 import warnings
 
-#: Inner steps to an outer one, with multiple time steps.
+#: Inner steps to an outer one, with multiple time steps, where nothing else is said.
 INNER_STEPS = 8
 
 
+def parts_of(forces):
+    """Model, force mode and inner steps of ``MODEL:MODE`` or ``MODEL:MODE@STEPS``."""
+    model, _, mode = forces.rpartition(":")
+    mode, _, steps = mode.partition("@")
+    return model, mode, int(steps or INNER_STEPS)
+
+
 def se3(pdb, forces, platform, cuda_graphs):
-    """openmm-se3; `forces` is name or path of the model, and force mode, as ``MODEL:MODE``."""
+    """openmm-se3; `forces` as `parts_of` takes them, the model by name or path."""
     from openmm import unit
 
     from openmm_se3 import SE3Potential
     from openmm_se3.cuda_graphs import width_for
     from openmm_se3.model_file import read_metadata
 
-    model, _, mode = forces.rpartition(":")
+    model, mode, inner_steps = parts_of(forces)
     width = None
     if platform == "CUDA" and cuda_graphs:  # as `openmm-se3 simulate` does it
         x = pdb.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
         width = width_for(x, pdb.topology.getPeriodicBoxVectors(), read_metadata(model).cutoff_nm)
-    potential = SE3Potential(model, forces=mode, max_neighbors=width, cuda_graphs=cuda_graphs, inner_steps=INNER_STEPS)
+    potential = SE3Potential(model, forces=mode, max_neighbors=width, cuda_graphs=cuda_graphs, inner_steps=inner_steps)
     return potential.createSystem(pdb.topology, removeCMMotion=False)
 
 
@@ -113,11 +120,12 @@ def start(potential, pdb, platform, cuda_graphs=True):
     for i, at in enumerate(x):
         restraint.addParticle(i, list(at))
     system.addForce(restraint)
-    if name == "se3" and options.rpartition(":")[2] in ("mts", "mts-fast"):
+    _, mode, inner = parts_of(options)
+    if name == "se3" and mode in ("mts", "mts-fast"):
         from openmm_se3 import MultipleTimeStepIntegrator
 
         # A step below is an outer one, so its time is divided. The restraint, in group 0 too, is soft: it does not mind that its kicks are uneven.
-        inner, step = INNER_STEPS, INNER_STEPS * 0.5 * unit.femtosecond
+        step = inner * 0.5 * unit.femtosecond
         integrator = MultipleTimeStepIntegrator(300, 10 / unit.picosecond, step, inner, fastInSlow=True)
     else:
         integrator, inner = openmm.LangevinMiddleIntegrator(300, 10 / unit.picosecond, 0.5 * unit.femtosecond), 1

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import openmm
 from openmm import app, unit
+from scipy.integrate import trapezoid
 
 from openmm_se3 import SE3Potential
 
@@ -46,4 +47,4 @@ for value in lambdas:
         samples.append(energy(1.0) - energy(0.0))
     means.append(np.mean(samples))
     print(f"lambda {value:.2f}  <dU/dlambda> {means[-1]:10.2f} kJ/mol, standard deviation {np.std(samples):.2f}")
-print(f"free energy of switching {np.trapezoid(means, lambdas):.2f} kJ/mol")
+print(f"free energy of switching {trapezoid(means, lambdas):.2f} kJ/mol")

@@ -20,7 +20,7 @@ _KJ_PER_MOL = units.kJ / units.mol
 
 
 class SE3Calculator(Calculator):
-    """ASE calculator of an exported model; energies in eV relative to isolated atoms, forces in eV/Angstrom, stress in eV/Angstrom^3.
+    """ASE calculator of an exported model; energies in eV relative to self-energies, forces in eV/Angstrom, stress in eV/Angstrom^3.
 
     The stress, of periodic structures with conservative forces, is the derivative of the energy with respect to a homogeneous strain of
     atoms and cell, over the volume: what ASE's cell filters and barostats relax. From when it is first asked for, it comes from the same

@@ -90,7 +90,7 @@ class ExportedModel(nn.Module):
         Returns
         -------
         tuple of Tensor
-            Energy () float64 kJ/mol relative to isolated atoms, and forces ``(n_atoms, 3)`` kJ/mol/nm, contiguous, dtype and
+            Energy () float64 kJ/mol relative to self-energies, and forces ``(n_atoms, 3)`` kJ/mol/nm, contiguous, dtype and
             device of `positions`, with no net force and, without a box, no net torque.
         """
         device = positions.device

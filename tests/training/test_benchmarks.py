@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import yaml
 from ase import Atoms, units
+from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 from rdkit import Chem
 from rdkit.Chem import Descriptors
 
 from benchmarks.accuracy import run
+from benchmarks.accuracy.fragments import fragments, molecules
 from benchmarks.accuracy.rings import RING_SYSTEMS, decorated_rings
 from benchmarks.accuracy.without import without
 from tests.training.helpers import KEYS, SAMPLE, SMALL
@@ -109,3 +111,23 @@ class TestRings:
 
     def test_the_seed_decides(self):
         assert decorated_rings(seed=3) == decorated_rings(seed=3) != decorated_rings(seed=4)
+
+
+def test_formulas_that_are_trained_on_in_pairs(tmp_path):
+    water, ammonia, methane = (molecule(name) for name in ("H2O", "NH3", "CH4"))
+    far = methane.copy()
+    far.translate([4.0, 0, 0])
+    near = methane.copy()
+    near.translate([2.6, 0, 0])
+    assert sorted(molecules((water + far).numbers, (water + far).positions)) == ["CH4", "H2O"]
+    assert molecules(water.numbers[:1], water.positions[:1]) == ["O"]
+    files = {"train": [water + far, water + near, ammonia], "test": [water, methane, ammonia]}
+    for name, structures in files.items():
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            for atoms in {a.get_chemical_formula(): a for a in structures}.values():
+                same = [a for a in structures if a.get_chemical_formula() == atoms.get_chemical_formula()]
+                group = file.create_group(atoms.get_chemical_formula())
+                group["atomic_numbers"] = atoms.numbers
+                group["coordinates"] = np.stack([a.positions for a in same])
+    # What is trained on alone is what a split by formula takes care of.
+    assert fragments(tmp_path / "train.h5", tmp_path / "test.h5") == {"CH4": (1, 2), "H2O": (1, 2)}

@@ -148,7 +148,7 @@ class SE3Transformer(nn.Module):
         Returns
         -------
         tuple of Tensor
-            Energy per atom ``(n_atoms,)`` eV (their sum is the energy relative to isolated atoms) and direct force
+            Energy per atom ``(n_atoms,)`` eV (their sum is the energy relative to self-energies) and direct force
             ``(n_atoms, 3)`` eV/Angstrom.
         """
         dtype = self.energy_scale.dtype

@@ -149,7 +149,7 @@ class ReferenceTransformer(nn.Module):
         Returns
         -------
         tuple of Tensor
-            Energy per atom ``(n_atoms,)`` eV (their sum is the energy relative to isolated atoms) and force ``(n_atoms, 3)`` eV/Angstrom.
+            Energy per atom ``(n_atoms,)`` eV (their sum is the energy relative to self-energies) and force ``(n_atoms, 3)`` eV/Angstrom.
         """
         like = self.energy_scale
         distance, direction = distances_and_directions(displacement, mask)
