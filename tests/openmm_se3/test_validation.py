@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from openmm_se3.validation import validate_model
-from tests.openmm_se3.physics.models import MorseWithFast, write_model
+from openmm_se3.validation import EQUIVARIANCE_LIMIT, _check_symmetries, validate_model
+from tests.openmm_se3.helpers import ethanol, numbers
+from tests.openmm_se3.physics.models import Morse, MorseWithFast, write_model
 
 
 def failures(module, path):
@@ -32,6 +33,26 @@ def test_fast_forces(swirl, expected, tmp_path):
     found, n = failures(MorseWithFast(fast_swirl=swirl), tmp_path / "model.pt")
     assert n == 11
     assert found == expected
+
+
+class AtZero(Morse):
+    """Its energy is relative to that of one structure."""
+
+    def __init__(self, x, z):
+        super().__init__()
+        self.zero = super().energy(x, z)
+
+    def forward(self, positions, atomic_numbers, box_vectors=None):
+        energy, forces = super().forward(positions, atomic_numbers, box_vectors)
+        return energy - self.zero, forces
+
+
+def test_an_energy_near_zero_is_no_fault():
+    topology, positions = ethanol()
+    x, z, found = torch.tensor(positions), numbers(topology), {}
+    _check_symmetries(AtZero(x, z), x.float(), z, EQUIVARIANCE_LIMIT[torch.float32], lambda name, value, limit: found.update({name: value / limit}))
+    assert len(found) == 4
+    assert max(found.values()) < 1
 
 
 class Faulty(torch.nn.Module):
