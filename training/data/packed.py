@@ -28,6 +28,8 @@ from training.data.self_energy import SelfEnergyFit, check_residual, require_all
 from training.data.splits import NOT_GIVEN, SPLITS, complete_split, split_frames, split_of
 
 FORMAT_VERSION = 1
+#: Frames whose numbers are in memory at once.
+CHUNK = 100_000
 #: eV per square root of an atom. As many frames as compositions are fitted without a residual, and nothing can be divided by that.
 LEAST_ENERGY_SPREAD = 1e-3
 #: Angstrom; the shortest bond there is, that of H2, has 0.74. And of how many frames the closest atoms are looked at.
@@ -67,12 +69,12 @@ def force_statistics(squares: np.ndarray, n_atoms: np.ndarray, trained: np.ndarr
     limit = STRANGE_FORCES**2 * np.median(squares[trained])
     strange = squares > limit if limit > 0 else np.zeros_like(trained)
     usual = trained & ~strange
-    rms = float(np.sqrt(np.average(squares[usual], weights=n_atoms[usual])))
+    rms = float(np.sqrt(np.sum(squares * n_atoms, where=usual, dtype=np.float64) / np.sum(n_atoms, where=usual, dtype=np.float64)))
     return {"force_rms": rms, "strange_forces": int(strange.sum()), "first_strange_forces": np.flatnonzero(strange)[:5].tolist()}
 
 
 class PackedWriter:
-    """Write frame blocks as they stream by; memory stays bounded by one block.
+    """Write frame blocks as they stream by; of each frame some bytes stay in memory, besides one block.
 
     Parameters
     ----------
@@ -131,7 +133,7 @@ class PackedWriter:
         if self.with_forces:
             assert block.forces is not None
             self._put("forces", block.forces)
-            self._force_squares.append(np.square(block.forces, dtype=np.float64).mean((1, 2)))
+            self._force_squares.append(np.square(block.forces, dtype=np.float64).mean((1, 2)).astype(np.float32))
         self._given.append(np.full(n_frames, NOT_GIVEN if split is None else SPLITS.index(split), dtype=np.uint8))
         self._n_frames += n_frames
         self._n_atoms += n_frames * n_atoms
@@ -205,7 +207,8 @@ class PackedWriter:
             residual = statistics["residual_per_atom"]
             check_residual(residual["mean"], residual["std"], origin)
             if self.with_forces:
-                statistics |= force_statistics(np.concatenate(self._force_squares), np.array([len(z) for z in self._composition])[index], trained)
+                sizes = np.array([len(z) for z in self._composition], dtype=np.int16)
+                statistics |= force_statistics(np.concatenate(self._force_squares), sizes[index], trained)
             self._check_lengths()
             metadata = {
                 "format_version": FORMAT_VERSION,
@@ -263,9 +266,13 @@ class PackedWriter:
 
     def _fit(self, formula_index: np.ndarray, chosen: np.ndarray) -> SelfEnergyFit:
         """Least squares over the chosen frames, ``(n_frames,)`` bool."""
-        energies = np.fromfile(self._partial / "energies.bin", dtype=np.float64)
-        n_frames = np.bincount(formula_index[chosen], minlength=len(self._composition))
-        total = np.bincount(formula_index[chosen], energies[chosen], minlength=len(self._composition))
+        energies = np.memmap(self._partial / "energies.bin", dtype=np.float64, mode="r")
+        n_frames, total = np.zeros(len(self._composition), dtype=int), np.zeros(len(self._composition))
+        for start in range(0, self._n_frames, CHUNK):
+            part = slice(start, start + CHUNK)
+            index = formula_index[part][chosen[part]]
+            n_frames += np.bincount(index, minlength=len(total))
+            total += np.bincount(index, energies[part][chosen[part]], minlength=len(total))
         fit = SelfEnergyFit()
         for atomic_numbers, n, energy in zip(self._composition, n_frames, total, strict=True):
             fit.add(atomic_numbers, int(n), float(energy))
@@ -283,9 +290,8 @@ class PackedWriter:
         energies = np.memmap(self._partial / "energies.bin", dtype=np.float64, mode="r")
         offsets = np.memmap(self._partial / "offsets.bin", dtype=np.int64, mode="r")
         sums = {name: np.zeros(2) for name in ("total", "residual", "residual_per_atom", "residual_per_sqrt_atom")}
-        chunk = 100_000
-        for start in range(0, self._n_frames, chunk):
-            stop = min(start + chunk, self._n_frames)
+        for start in range(0, self._n_frames, CHUNK):
+            stop = min(start + CHUNK, self._n_frames)
             first = offsets[start:stop] - offsets[start]
             references = np.add.reduceat(per_element[numbers[offsets[start] : offsets[stop]]], first)
             n = np.diff(offsets[start : stop + 1])
