@@ -1,5 +1,6 @@
 """Read structure files into an OpenMM topology and positions."""
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from io import StringIO
@@ -123,9 +124,10 @@ def _with_distinct_names(lines: Iterable[str]) -> str:
             )
         # The element is in columns 77 and 78, or OpenMM guesses it from the letters that a name begins with, which stay.
         names = [out[k][12:16].strip() for k in members]
-        alike = [k for k, name in zip(members, names, strict=True) if names.count(name) > 1]
+        times = Counter(names)
+        alike = [k for k, name in zip(members, names, strict=True) if times[name] > 1]
         stems = [out[k][76:78].strip() or out[k][12:16].strip().rstrip("0123456789") for k in alike]
-        for k, name in zip(alike, _numbered(stems, {name for name in names if names.count(name) == 1}), strict=True):
+        for k, name in zip(alike, _numbered(stems, {name for name in names if times[name] == 1}), strict=True):
             out[k] = out[k][:12] + (f" {name:3}" if len(name) < 4 else name) + out[k][16:]
     return "".join(out)
 

@@ -183,7 +183,7 @@ def _check_symmetries(model: torch.jit.ScriptModule, x: Tensor, z: Tensor, limit
     rng = np.random.default_rng(11)
     energy, direct = model(x, z)
     gradient = _conservative(model, x, z, None)
-    # Atoms' energies may cancel, since what they are relative to is a fit for many models: the error of a sum that is near zero is not small beside it.
+    # Energies of atoms may cancel, since for many models what they are relative to is a fit; beside a sum near zero no error is small.
     size = energy.abs().clamp_min(LEAST_ENERGY * len(z))
 
     def error(moved: Tensor, numbers: Tensor, back: Callable[[Tensor], Tensor]) -> float:
