@@ -70,6 +70,7 @@ def prepare_command(
 ) -> None:
     """Pack data files into one memory-mapped data set."""
     from training.align import ModelReference
+    from training.data.molecules import frames_tested_on_parts
     from training.data.packed import STRANGE_FORCES
     from training.data.prepare import prepare
     from training.data.self_energy import suspicious_unit
@@ -131,6 +132,10 @@ def prepare_command(
         if known:
             note = f"{split}: {known:,} of {m['split_frames'][split]:,} frames are of formulas that are trained on, too"
             console.print(f"{note}; errors there are those on known molecules", style="bold yellow", highlight=False)
+    in_parts = frames_tested_on_parts(dataset)
+    if in_parts:
+        note = f"test: {in_parts:,} of {m['split_frames']['test']:,} frames are of molecules that are trained on in pairs or clusters"
+        console.print(f"{note}, whose formulas are others; errors there are not those on unseen molecules", style="bold yellow", highlight=False)
     for shift in m.get("level_shifts", []):
         parts = ", ".join(f"{symbol} {e:.4f}" for symbol, e in shift["per_element_ev"].items())
         before, after = (shift["rms_per_atom_ev"][k] * KCAL_PER_MOL_PER_EV for k in ("before", "after"))

@@ -2,8 +2,8 @@
 
     python -m benchmarks.accuracy.fragments train.h5 test.h5
 
-A pair has a formula of its own, so a split by formula says nothing of its halves. What remains of the test set without these formulas is written by
-`benchmarks.accuracy.without`.
+A pair has a formula of its own, so a split by formula says nothing of its halves (`python -m training prepare` gives notice of that). What remains
+of the test set without these formulas is written by `benchmarks.accuracy.without`.
 """
 
 import argparse
@@ -12,24 +12,9 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from ase.data import covalent_radii
-from scipy.sparse.csgraph import connected_components
-from scipy.spatial.distance import pdist, squareform
 
 from training.data.frames import hill_formula
-
-#: Atoms nearer than so many times the sum of their covalent radii are of one molecule.
-BONDED = 1.3
-
-
-def molecules(atomic_numbers: np.ndarray, coordinates: np.ndarray) -> list[str]:
-    """Hill formula of each molecule of one conformation, ``(n_atoms,)`` and ``(n_atoms, 3)`` Angstrom."""
-    if len(atomic_numbers) == 1:
-        return [hill_formula(atomic_numbers)]
-    radii = covalent_radii[atomic_numbers]
-    bonded = squareform(pdist(coordinates)) < BONDED * (radii[:, None] + radii)
-    count, part = connected_components(bonded)
-    return [hill_formula(atomic_numbers[part == k]) for k in range(count)]
+from training.data.molecules import formulas_of_parts
 
 
 def fragments(train: Path, test: Path) -> dict[str, tuple[int, int]]:
@@ -39,11 +24,10 @@ def fragments(train: Path, test: Path) -> dict[str, tuple[int, int]]:
     found: Counter[str] = Counter()
     with h5py.File(train) as file:
         for group in file.values():
-            numbers = group["atomic_numbers"][()]
-            for coordinates in group["coordinates"][()]:
-                formulas = molecules(numbers, coordinates)
-                if len(formulas) > 1:
-                    found.update(set(formulas) & tested.keys())
+            coordinates = group["coordinates"][()]
+            numbers = np.broadcast_to(group["atomic_numbers"][()].astype(np.uint8), coordinates.shape[:2])
+            for formulas in formulas_of_parts(numbers, coordinates):
+                found.update(formulas & tested.keys())
     return {formula: (tested[formula], count) for formula, count in found.most_common()}
 
 

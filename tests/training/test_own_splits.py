@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
@@ -9,6 +10,7 @@ from typer.testing import CliRunner
 
 from training.__main__ import app
 from training.data.frames import DataError
+from training.data.molecules import formulas_of_parts, frames_tested_on_parts
 from training.data.packed import PackedDataset
 from training.data.prepare import prepare
 from training.label.hold_out import HeldOut
@@ -51,6 +53,37 @@ def test_the_rest_is_split_by_the_rule(files, tmp_path, split_by):
     assert dataset.indices("validation").tolist() == alone.indices("validation").tolist()
     assert dataset.indices("train").tolist() == alone.indices("train").tolist()
     assert dataset.indices("test").tolist() == [12, 13, 14, 15]
+
+
+def test_molecules_of_conformations():
+    """A chain is one molecule, however long; pairs and clusters are several, in any order of their atoms."""
+    chain = Atoms("C12", positions=[[1.5 * i, 0, 0] for i in range(12)])
+    assert formulas_of_parts(chain.numbers[None].astype(np.uint8), chain.positions[None]) == [set()]
+    water, methane = molecule("H2O"), molecule("CH4")
+    methane.translate([3.5, 0, 0])
+    third = molecule("H2O")
+    third.translate([0, 0, 4.0])
+    cluster = water + methane + third
+    orders = [np.random.default_rng(seed).permutation(len(cluster)) for seed in range(3)]
+    numbers = np.stack([cluster.numbers[order].astype(np.uint8) for order in orders])
+    positions = np.stack([cluster.positions[order] for order in orders])
+    assert formulas_of_parts(numbers, positions) == [{"CH4", "H2O"}] * 3
+    assert formulas_of_parts(water.numbers[None, :1].astype(np.uint8), water.positions[None, :1]) == [set()]
+
+
+def test_molecules_that_are_trained_on_in_pairs(files, tmp_path):
+    """The formula of the pair is not that of the test set; its halves are."""
+    train, _, test = files
+    ethane, water = molecule("C2H6"), molecule("H2O")
+    water.translate([4.0, 0, 0])
+    pair = ethane + water
+    pair.calc = SinglePointCalculator(pair, energy=-110.0, forces=np.ones((len(pair), 3)))
+    write(train, pair, format="extxyz", append=True)
+    options = ["prepare", str(train), "--test-data", str(test), "--validation", "0", "--output", str(tmp_path / "packed")]
+    told = " ".join(CliRunner().invoke(app, options).output.split())
+    assert "test: 4 of 4 frames are of molecules that are trained on in pairs or clusters" in told
+    alone = prepare([files[0]], tmp_path / "alone", test_data=[files[1]], validation=0.0)
+    assert frames_tested_on_parts(alone) == 2  # water, not ammonia
 
 
 def test_by_the_command(files, tmp_path):
