@@ -108,15 +108,17 @@ def test_multiple_time_steps_put_the_inner_force_inside():
     assert energies.time[1] == pytest.approx(0.006)  # the nearest whole number of outer steps to 5 fs
 
 
-def test_the_fast_network_is_measured_with_heavier_hydrogens(tmp_path):
-    """Direct forces are not judged; a model without a fast network is measured without one."""
+def test_the_fast_network_is_measured_with_heavier_hydrogens(tmp_path, monkeypatch):
+    """Direct forces are not judged, nor are short runs; a model without a fast network is measured without one."""
     subject = Subject(write_model(MorseWithFast(swirl=200.0), tmp_path / "morse.pt"))
     settings = PhysicsSettings(("water",), 1, 0.5, 2, 0.0, (), 10, 0, 0.0, temperature=30.0)
     section = measure_heating(subject, settings)
     found = {q.name: q for q in section.quantities}
     names = ["water, direct", "water, conservative", "water, mts", "water, mts-fast, hydrogens of 3 Da"]
     assert list(found) == names
-    assert [q.must for q in section.quantities] == [None, 0.05, 0.05, 0.05]
+    assert [q.must for q in section.quantities] == [None] * 4
+    monkeypatch.setattr("openmm_se3.physics.heating.SHORTEST_JUDGED_PS", settings.nve_ps)
+    assert [q.must for q in measure_heating(subject, settings).quantities] == [None, 0.05, 0.05, 0.05]
     assert [line.label for line in section.panels[0].lines] == [n.removeprefix("water, ") for n in names]
     wander = [np.ptp(line.y) for line in section.panels[0].lines]
     assert 0 < wander[1] < wander[3] < 5.0
