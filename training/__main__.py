@@ -98,6 +98,8 @@ def prepare_command(
                 level_of_theory=level_of_theory,
                 progress=lambda name, n: bar.update(task, description=f"{name}: {n:,} frames"),
             )
+            bar.update(task, description="looking for tested molecules in pairs")
+            in_parts = frames_tested_on_parts(dataset)
     except _EXPECTED as error:
         raise _fail(error) from None
     m = dataset.metadata
@@ -132,7 +134,6 @@ def prepare_command(
         if known:
             note = f"{split}: {known:,} of {m['split_frames'][split]:,} frames are of formulas that are trained on, too"
             console.print(f"{note}; errors there are those on known molecules", style="bold yellow", highlight=False)
-    in_parts = frames_tested_on_parts(dataset)
     if in_parts:
         note = f"test: {in_parts:,} of {m['split_frames']['test']:,} frames are of molecules that are trained on in pairs or clusters"
         console.print(f"{note}, whose formulas are others; errors there are not those on unseen molecules", style="bold yellow", highlight=False)

@@ -1,6 +1,5 @@
 """Which molecules a conformation consists of: a pair has a formula of its own, and a split by formula says nothing of its halves."""
 
-import math
 from functools import lru_cache
 
 import numpy as np
@@ -26,22 +25,32 @@ def formulas_of_parts(atomic_numbers: np.ndarray, coordinates: np.ndarray) -> li
         ``(n_frames, n_atoms, 3)`` Angstrom.
     """
     n_frames, n_atoms = atomic_numbers.shape
-    found: list[set[str]] = []
+    found: list[set[str]] = [set() for _ in range(n_frames)]
     at_once = max(1, PAIRS_AT_ONCE // n_atoms**2)
     for start in range(0, n_frames, at_once):
         numbers, x = atomic_numbers[start : start + at_once], coordinates[start : start + at_once]
         radii = covalent_radii[numbers]
         squares = np.square(x[:, :, None] - x[:, None]).sum(-1)
-        together = squares < np.square(BONDED * (radii[:, :, None] + radii[:, None]))
-        for _ in range(math.ceil(math.log2(n_atoms)) if n_atoms > 1 else 0):  # paths of twice as many bonds each time
-            reach = together.astype(np.float32)
-            together = reach @ reach > 0
-        for z, of_frame in zip(numbers, together, strict=True):
-            if of_frame[0].all():
-                found.append(set())
-            else:
-                found.append({_formula(np.sort(z[part]).tobytes()) for part in np.unique(of_frame, axis=0)})
+        bonded = squares < np.square(BONDED * (radii[:, :, None] + radii[:, None]))
+        left = np.ones_like(numbers, dtype=bool)
+        frames = np.flatnonzero(~_molecule_of(bonded, left).all(1))  # most are single molecules
+        while len(frames):
+            members = _molecule_of(bonded[frames], left[frames])
+            for frame, atoms in zip(frames, members, strict=True):
+                found[start + frame].add(_formula(np.sort(numbers[frame, atoms]).tobytes()))
+            left[frames] &= ~members
+            frames = frames[left[frames].any(1)]
     return found
+
+
+def _molecule_of(bonded: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """Atoms of the molecule of the first atom that is left, ``(n_frames, n_atoms)`` bool, by bonds ``(n_frames, n_atoms, n_atoms)``."""
+    reached = bonded[np.arange(len(left)), left.argmax(1)]
+    while True:
+        further: np.ndarray = (bonded & reached[:, None, :]).any(2)
+        if np.array_equal(further, reached):
+            return further
+        reached = further
 
 
 @lru_cache(maxsize=100_000)

@@ -101,7 +101,6 @@ class PackedWriter:
         names = [n for n in _ARRAYS if n != "split" and (n != "forces" or with_forces)]
         self._files: dict[str, BinaryIO] = {n: open(self._partial / f"{n}.bin", "wb") for n in names}  # noqa: SIM115
         self._formulas: dict[str, int] = {}
-        self._frames_of: list[int] = []
         self._composition: list[np.ndarray] = []
         self._given: list[np.ndarray] = []
         self._force_squares: list[np.ndarray] = []
@@ -121,10 +120,8 @@ class PackedWriter:
         """Append the frames of `block`, to a split of their own where one is given."""
         n_frames, n_atoms = block.coordinates.shape[:2]
         index = self._formulas.setdefault(block.formula, len(self._formulas))
-        if index == len(self._frames_of):
-            self._frames_of.append(0)
+        if index == len(self._composition):
             self._composition.append(block.atomic_numbers)
-        self._frames_of[index] += n_frames
         self._put("numbers", np.tile(block.atomic_numbers, n_frames))
         self._put("coordinates", block.coordinates)
         self._put("energies", block.energies)

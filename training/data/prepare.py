@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from training.align import LevelShift, ModelReference
 
 LAYOUTS = ("auto", "ani1x", "ani1", "extxyz")
+#: Units of energies and forces that do not state their own, by layout.
+UNITS = {
+    "ani1x": ("Hartree", "Hartree/Angstrom"),
+    "ani1": ("Hartree", "Hartree/Angstrom"),
+    "extxyz": ("eV", "eV/Angstrom"),
+}
 #: Fraction that is held out to choose a model, where nothing else is said.
 VALIDATION = 0.05
 
@@ -50,9 +56,9 @@ def open_blocks(
     if kind == "ani1":
         if force_key is not None or force_unit is not None:
             raise DataError(f"{path}: the ANI-1 layout has no forces, so no key or unit of them; ask for energies alone")
-        return read_ani1(path, report, energy_unit or "Hartree", energy_key=energy_key or "energies")
-    chosen: dict[str, Any] = {"energy_key": energy_key, "force_key": force_key, "energy_unit": energy_unit, "force_unit": force_unit}
-    options = {k: v for k, v in chosen.items() if v is not None}
+        return read_ani1(path, report, energy_unit or UNITS[kind][0], energy_key=energy_key or "energies")
+    options: dict[str, Any] = {"energy_unit": energy_unit or UNITS[kind][0], "force_unit": force_unit or UNITS[kind][1]}
+    options |= {k: v for k, v in (("energy_key", energy_key), ("force_key", force_key)) if v is not None}
     if energies_only:
         options["force_key"] = None
     return (read_ani1x if kind == "ani1x" else read_extxyz)(path, report, **options)
@@ -60,8 +66,8 @@ def open_blocks(
 
 def units_of(layouts: Collection[str], energy_unit: str | None, force_unit: str | None, with_forces: bool) -> dict[str, str]:
     """In which units labels are read that do not state their own; those of each layout, where several are read."""
-    energies = " or ".join(sorted({energy_unit or ("eV" if kind == "extxyz" else "Hartree") for kind in layouts}))
-    forces = " or ".join(sorted({force_unit or ("eV/Angstrom" if kind == "extxyz" else "Hartree/Angstrom") for kind in layouts}))
+    energies = " or ".join(sorted({energy_unit or UNITS[kind][0] for kind in layouts}))
+    forces = " or ".join(sorted({force_unit or UNITS[kind][1] for kind in layouts}))
     return {"energies": energies} | ({"forces": forces} if with_forces else {})
 
 
