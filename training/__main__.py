@@ -66,11 +66,13 @@ def prepare_command(
         str | None, typer.Option(help="Model to start from: bring the energies of all files to the level of the first, relative to its references.")
     ] = None,
     split_by: Annotated[str, typer.Option(help="formula, or, for data of a single molecule, frame.")] = "formula",
+    hold_out_molecules: Annotated[
+        bool, typer.Option("--hold-out-molecules", help="Train on no frame with a held-out molecule, as one of several or alone.")
+    ] = False,
     level_of_theory: Annotated[str | None, typer.Option(help="Origin of the labels; by default what the files say.")] = None,
 ) -> None:
     """Pack data files into one memory-mapped data set."""
     from training.align import ModelReference
-    from training.data.molecules import frames_tested_on_parts
     from training.data.packed import STRANGE_FORCES
     from training.data.prepare import prepare
     from training.data.self_energy import suspicious_unit
@@ -94,12 +96,13 @@ def prepare_command(
                 test_data=test_data or (),
                 seed=seed,
                 split_by=split_by,
+                hold_out_molecules=hold_out_molecules,
                 align_to=None if align_to is None else ModelReference(align_to),
                 level_of_theory=level_of_theory,
                 progress=lambda name, n: bar.update(task, description=f"{name}: {n:,} frames"),
             )
             bar.update(task, description="looking for tested molecules in pairs")
-            in_parts = frames_tested_on_parts(dataset)
+            in_parts = dataset.frames_tested_on_parts()
     except _EXPECTED as error:
         raise _fail(error) from None
     m = dataset.metadata
@@ -124,6 +127,8 @@ def prepare_command(
         note = "the formulas are too few to tell the elements apart: these self-energies mean something in sums alone"
         console.print(f"{note}; give others by --self-energies or --align-to", style="bold yellow", highlight=False)
     frames = ", ".join(f"{s} {n:,}" for s, n in m["split_frames"].items())
+    if hold_out_molecules:
+        frames += f", left out {m['left_out_frames']:,}, which have a held-out molecule"
     console.print(f"{m['n_frames']:,} frames of {len(m['formulas']):,} formulas: {frames}", highlight=False)
     for split, fraction in m["split_fractions"].items():
         if fraction > 0 and not m["split_frames"][split]:
@@ -136,7 +141,8 @@ def prepare_command(
             console.print(f"{note}; errors there are those on known molecules", style="bold yellow", highlight=False)
     if in_parts:
         note = f"test: {in_parts:,} of {m['split_frames']['test']:,} frames are of molecules that are trained on in pairs or clusters"
-        console.print(f"{note}, whose formulas are others; errors there are not those on unseen molecules", style="bold yellow", highlight=False)
+        note += ", whose formulas are others; errors there are not those on unseen molecules: --hold-out-molecules leaves those pairs out"
+        console.print(note, style="bold yellow", highlight=False)
     for shift in m.get("level_shifts", []):
         parts = ", ".join(f"{symbol} {e:.4f}" for symbol, e in shift["per_element_ev"].items())
         before, after = (shift["rms_per_atom_ev"][k] * KCAL_PER_MOL_PER_EV for k in ("before", "after"))

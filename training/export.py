@@ -142,6 +142,8 @@ def _sizes(loaded: LoadedCheckpoint) -> dict[str, Any]:
 
 def _training_data(loaded: LoadedCheckpoint) -> dict[str, Any]:
     told = {k: loaded.data[k] for k in ("sources", "sha256", "split_seed", "split_fractions", "self_energies_origin")} | {"steps": loaded.step}
+    if loaded.data.get("hold_out_molecules"):
+        told["hold_out_molecules"] = True
     start = loaded.config.initial_model
     return told if start is None else told | {"initial_model": Path(start).stem}  # a name: nobody else has these folders
 

@@ -1,5 +1,7 @@
 """Data that come with a split: files of frames that choose a model, or test it."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from ase import Atoms
@@ -10,27 +12,38 @@ from typer.testing import CliRunner
 
 from training.__main__ import app
 from training.data.frames import DataError
-from training.data.molecules import formulas_of_parts, frames_tested_on_parts
+from training.data.molecules import formulas_of_parts
 from training.data.packed import PackedDataset
 from training.data.prepare import prepare
+from training.data.splits import SPLITS
 from training.label.hold_out import HeldOut
+
+
+def append(path, *frames, seed=0):
+    """Extended XYZ of frames that are displaced and labelled at random."""
+    rng = np.random.default_rng(seed)
+    for frame in frames:
+        atoms = frame.copy()
+        atoms.positions += 0.05 * rng.normal(size=atoms.positions.shape)
+        forces = rng.normal(size=atoms.positions.shape)
+        atoms.calc = SinglePointCalculator(atoms, energy=-10.0 * len(atoms) + rng.normal(), forces=forces)
+        write(path, atoms, format="extxyz", append=True)
+    return path
+
+
+def pair_of(first, second):
+    """Two molecules, far from each other."""
+    other = molecule(second)
+    other.translate([6.0, 0, 0])
+    return molecule(first) + other
 
 
 @pytest.fixture
 def files(tmp_path):
-    """Ten molecules' frames in three files: train, validation, test."""
-    rng = np.random.default_rng(0)
+    """Frames of four molecules in three files: train, validation, test."""
     names = [("H2O", 6), ("CH4", 6)], [("NH3", 3), ("H2O", 2)], [("C2H6", 4)]
-    paths = [tmp_path / f"{split}.xyz" for split in ("train", "validation", "test")]
-    for path, molecules in zip(paths, names, strict=True):
-        for name, n in molecules:
-            for _ in range(n):
-                atoms = molecule(name)
-                atoms.positions += 0.05 * rng.normal(size=atoms.positions.shape)
-                forces = rng.normal(size=atoms.positions.shape)
-                atoms.calc = SinglePointCalculator(atoms, energy=-10.0 * len(atoms) + rng.normal(), forces=forces)
-                write(path, atoms, format="extxyz", append=True)
-    return paths
+    frames = [[molecule(name) for name, n in of_file for _ in range(n)] for of_file in names]
+    return [append(tmp_path / f"{split}.xyz", *f, seed=i) for i, (split, f) in enumerate(zip(SPLITS, frames, strict=True))]
 
 
 def test_every_file_keeps_its_split(files, tmp_path):
@@ -74,16 +87,69 @@ def test_molecules_of_conformations():
 def test_molecules_that_are_trained_on_in_pairs(files, tmp_path):
     """The formula of the pair is not that of the test set; its halves are."""
     train, _, test = files
-    ethane, water = molecule("C2H6"), molecule("H2O")
-    water.translate([4.0, 0, 0])
-    pair = ethane + water
-    pair.calc = SinglePointCalculator(pair, energy=-110.0, forces=np.ones((len(pair), 3)))
-    write(train, pair, format="extxyz", append=True)
+    append(train, pair_of("C2H6", "H2O"))
     options = ["prepare", str(train), "--test-data", str(test), "--validation", "0", "--output", str(tmp_path / "packed")]
     told = " ".join(CliRunner().invoke(app, options).output.split())
     assert "test: 4 of 4 frames are of molecules that are trained on in pairs or clusters" in told
     alone = prepare([files[0]], tmp_path / "alone", test_data=[files[1]], validation=0.0)
-    assert frames_tested_on_parts(alone) == 2  # water, not ammonia
+    assert alone.frames_tested_on_parts() == 2  # water, not ammonia
+
+
+class TestMoleculesHeldOut:
+    """`hold_out_molecules`: pairs have formulas of their own, their halves are held out all the same."""
+
+    def test_no_split_has_a_molecule_of_a_later_one(self, tmp_path):
+        alone = [molecule(name) for name in ("CH4", "CH3OH", "CO2", "C2H4")]
+        train = append(tmp_path / "a.xyz", *alone, pair_of("CH4", "H2O"), pair_of("CH4", "C2H6"), pair_of("CH4", "CO2"))
+        validation = append(tmp_path / "b.xyz", molecule("C2H6"), pair_of("CO2", "H2O"), pair_of("C2H6", "C2H6"))
+        test = append(tmp_path / "c.xyz", molecule("H2O"))
+        packed = prepare([train], tmp_path / "packed", validation_data=[validation], test_data=[test], hold_out_molecules=True)
+        assert packed.metadata["split_frames"] == {"train": 5, "validation": 2, "test": 1}
+        assert packed.metadata["left_out_frames"] == 3
+        left_out = set(range(len(packed))) - {int(i) for split in ("train", "validation", "test") for i in packed.indices(split)}
+        assert {packed.formula(i) for i in left_out} == {"CH6O", "C3H10", "CH2O3"}
+        assert packed.frames_tested_on_parts() == 0
+
+    def test_by_a_fraction(self, tmp_path):
+        """By hash some formulas are held out, and then the pairs that hold them, wherever their own hash puts those."""
+        names = ["CH4", "CH3OH", "CO2", "C2H4", "H2O", "NH3", "C2H6", "HCN"]
+        data = append(tmp_path / "a.xyz", *map(molecule, names), *(pair_of(*pair) for pair in combinations(names, 2)))
+        usual, strict = (prepare([data], tmp_path / f"{hold}", validation=0.0, test=0.3, hold_out_molecules=hold) for hold in (False, True))
+        assert usual.frames_tested_on_parts() > 0
+        assert strict.frames_tested_on_parts() == 0
+        assert np.array_equal(strict.indices("test"), usual.indices("test"))
+        assert set(strict.indices("train")) < set(usual.indices("train"))
+        assert strict.metadata["left_out_frames"] == len(usual.indices("train")) - len(strict.indices("train"))
+
+    def test_molecules_alone(self, files, tmp_path):
+        """Files may hold out a molecule that others train on; then it is not."""
+        train, validation, test = files
+        packed = prepare([train], tmp_path / "packed", validation_data=[validation], test_data=[test], hold_out_molecules=True)
+        tested = packed.formulas_of(packed.indices("test"))
+        chosen = packed.formulas_of(packed.indices("validation"))
+        assert not tested & chosen
+        assert not (tested | chosen) & packed.formulas_of(packed.indices("train"))
+
+    def test_the_command_tells_how_many(self, files, tmp_path):
+        train, _, test = files
+        append(train, pair_of("C2H6", "H2O"))
+        options = ["prepare", str(train), "--test-data", str(test), "--validation", "0", "--output", str(tmp_path / "packed")]
+        result = CliRunner().invoke(app, [*options, "--hold-out-molecules"])
+        assert result.exit_code == 0, result.output
+        told = " ".join(result.output.split())
+        assert "train 12, validation 0, test 4, left out 1, which have a held-out molecule" in told
+        assert "trained on in pairs" not in told
+
+    def test_nothing_left_to_train_on(self, tmp_path):
+        train = append(tmp_path / "a.xyz", pair_of("H2O", "CH4"), pair_of("H2O", "NH3"))
+        test = append(tmp_path / "b.xyz", molecule("H2O"))
+        with pytest.raises(DataError, match=r"leaves no frame to train on: .*; 2 frames hold such molecules; leave --hold-out-molecules out"):
+            prepare([train], tmp_path / "packed", validation=0.0, test_data=[test], hold_out_molecules=True)
+        assert not (tmp_path / "packed.partial").exists()
+
+    def test_frame_by_frame_it_makes_no_sense(self, files, tmp_path):
+        with pytest.raises(DataError, match="hold_out_molecules is for data split by formula"):
+            prepare([files[0]], tmp_path / "packed", split_by="frame", hold_out_molecules=True)
 
 
 def test_by_the_command(files, tmp_path):

@@ -1,17 +1,28 @@
 """Which molecules a conformation consists of: a pair has a formula of its own, and a split by formula says nothing of its halves."""
 
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from ase.data import covalent_radii
 
 from training.data.frames import hill_formula
-from training.data.packed import PackedDataset
+from training.data.splits import SPLITS
 
 #: Atoms nearer than so many times the sum of their covalent radii are of one molecule.
 BONDED = 1.3
 #: Pairs of atoms that are looked at at once.
 PAIRS_AT_ONCE = 2_000_000
+
+
+class Frames(NamedTuple):
+    """Arrays of a packed data set that tell its molecules."""
+
+    numbers: np.ndarray
+    coordinates: np.ndarray
+    offsets: np.ndarray
+    formula_index: np.ndarray
 
 
 def formulas_of_parts(atomic_numbers: np.ndarray, coordinates: np.ndarray) -> list[set[str]]:
@@ -58,24 +69,35 @@ def _formula(numbers: bytes) -> str:
     return hill_formula(np.frombuffer(numbers, dtype=np.uint8))
 
 
-def formulas_trained_on_in_parts(dataset: PackedDataset) -> set[str]:
-    """Formulas that frames of the training split have as one of several molecules."""
-    frames = dataset.indices("train")
-    out: set[str] = set()
-    of_frame = dataset.formula_index[frames]
+def parts_by_formula(data: Frames, frames: np.ndarray) -> Iterator[tuple[np.ndarray, list[set[str]]]]:
+    """Those of `frames` that share a formula, and what `formulas_of_parts` says of each; one formula after another."""
+    of_frame = data.formula_index[frames]
     for index in np.unique(of_frame):
         chosen = frames[of_frame == index]
-        size = int(dataset.offsets[chosen[0] + 1] - dataset.offsets[chosen[0]])
-        atoms = dataset.offsets[chosen][:, None] + np.arange(size)
-        out = out.union(*formulas_of_parts(dataset.numbers[atoms], dataset.coordinates[atoms]))
-    return out
+        size = int(data.offsets[chosen[0] + 1] - data.offsets[chosen[0]])
+        atoms = data.offsets[chosen][:, None] + np.arange(size)
+        yield chosen, formulas_of_parts(data.numbers[atoms], data.coordinates[atoms])
 
 
-def frames_tested_on_parts(dataset: PackedDataset) -> int:
-    """How many frames of the test split have a formula that training frames have as one of several molecules."""
-    tested = dataset.indices("test")
-    if not len(tested):
-        return 0
-    parts = formulas_trained_on_in_parts(dataset)
-    known = [i for i, formula in enumerate(dataset.metadata["formulas"]) if formula in parts]
-    return int(np.isin(dataset.formula_index[tested], known).sum())
+def frames_with_held_out_molecules(data: Frames, formulas: Sequence[str], split: np.ndarray) -> np.ndarray:
+    """Frames, ``(n_frames,)`` bool, that have a molecule, alone or as one of several, whose formula is held out from them.
+
+    Formulas of the test split are held out from those that choose a model, and of both from those trained on.
+
+    Parameters
+    ----------
+    data : Frames
+        All frames.
+    formulas : sequence of str
+        Those that ``data.formula_index`` numbers.
+    split : ndarray
+        ``(n_frames,)`` index into `SPLITS`.
+    """
+    found = np.zeros(len(split), dtype=bool)
+    test, validation, train = (split == SPLITS.index(name) for name in ("test", "validation", "train"))
+    for later, earlier in ((test, validation), (test | validation, train)):
+        held_out = {formulas[i] for i in np.unique(data.formula_index[later])}
+        for frames, parts in parts_by_formula(data, np.flatnonzero(earlier)):
+            whole = formulas[data.formula_index[frames[0]]]
+            found[frames] = [not held_out.isdisjoint(molecules | {whole}) for molecules in parts]
+    return found

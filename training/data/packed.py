@@ -24,8 +24,9 @@ from ase.data import chemical_symbols
 from scipy.spatial.distance import pdist
 
 from training.data.frames import DataError, FrameBlock
+from training.data.molecules import Frames, frames_with_held_out_molecules, parts_by_formula
 from training.data.self_energy import SelfEnergyFit, check_residual, require_all_elements
-from training.data.splits import NOT_GIVEN, SPLITS, complete_split, split_frames, split_of
+from training.data.splits import LEFT_OUT, NOT_GIVEN, SPLITS, complete_split, split_frames, split_of
 
 FORMAT_VERSION = 1
 #: Frames whose numbers are in memory at once.
@@ -148,6 +149,7 @@ class PackedWriter:
         seed: int,
         extra: dict[str, Any],
         split_by: str = "formula",
+        hold_out_molecules: bool = False,
     ) -> "PackedDataset":
         """Subtract self-energies in the statistics, assign splits and make the directory appear.
 
@@ -163,6 +165,8 @@ class PackedWriter:
             Further metadata (sources, what was skipped).
         split_by : str
             ``formula``, see `split_of`, or ``frame``, see `split_frames`.
+        hold_out_molecules : bool
+            Leave frames that have a molecule of a held-out formula, as one of several, out of the training split.
 
         Returns
         -------
@@ -187,12 +191,19 @@ class PackedWriter:
             with_split_array = split_by == "frame" or bool((given != NOT_GIVEN).any())
             if with_split_array:
                 split = complete_split(given, self._identities(), None if split_by == "frame" else split, fractions, seed)
+            if hold_out_molecules:
+                left_out = frames_with_held_out_molecules(self._frames(), list(formulas), split)
+                split[left_out] = LEFT_OUT
+                with_split_array = with_split_array or bool(left_out.any())
+            if with_split_array:
                 (self._partial / "split.bin").write_bytes(split.tobytes())
             frames_in = {s: int((split == i).sum()) for i, s in enumerate(SPLITS)}
             if not frames_in["train"]:
+                remedy = "give other fractions or another seed, or split few molecules frame by frame, with --split-by frame"
+                if hold_out_molecules and (split == LEFT_OUT).any():
+                    remedy = f"{(split == LEFT_OUT).sum()} frames hold such molecules; leave --hold-out-molecules out, or hold other files out"
                 raise DataError(
-                    f"the split leaves no frame to train on: of {len(formulas)} formulas all are held out (validation, test: {fractions}); "
-                    "give other fractions or another seed, or split few molecules frame by frame, with --split-by frame"
+                    f"the split leaves no frame to train on: of {len(formulas)} formulas all are held out (validation, test: {fractions}); {remedy}"
                 )
             trained = split == SPLITS.index("train")
             fit, everything = self._fit(index, trained), self._fit(index, np.ones_like(trained))
@@ -226,6 +237,7 @@ class PackedWriter:
                 "split_fractions": fractions,
                 "split_seed": seed,
                 "split_frames": frames_in,
+                **({"hold_out_molecules": True, "left_out_frames": int((split == LEFT_OUT).sum())} if hold_out_molecules else {}),
                 "sha256": self._hash.hexdigest(),
                 **extra,
             }
@@ -236,25 +248,31 @@ class PackedWriter:
             raise
         return PackedDataset(self.directory)
 
+    def _frames(self) -> Frames:
+        """What was written of the frames' molecules."""
+
+        def mapped(name: str) -> np.ndarray:
+            dtype, shape = _ARRAYS[name]
+            return np.memmap(self._partial / f"{name}.bin", dtype=dtype, mode="r").reshape(-1, *shape)
+
+        return Frames(*(mapped(name) for name in Frames._fields))
+
     def _identities(self) -> np.ndarray:
         """A number for each frame, ``(n_frames,)`` uint64, from a hash of its elements and its coordinates."""
-        numbers = np.memmap(self._partial / "numbers.bin", dtype=np.uint8, mode="r")
-        coordinates = np.memmap(self._partial / "coordinates.bin", dtype=np.float32, mode="r").reshape(-1, 3)
-        offsets = np.memmap(self._partial / "offsets.bin", dtype=np.int64, mode="r")
+        data = self._frames()
         out = np.zeros(self._n_frames, dtype=np.uint64)
         for i in range(self._n_frames):
-            atoms = slice(offsets[i], offsets[i + 1])
-            digest = hashlib.sha256(numbers[atoms].tobytes() + coordinates[atoms].tobytes()).digest()
+            atoms = slice(data.offsets[i], data.offsets[i + 1])
+            digest = hashlib.sha256(data.numbers[atoms].tobytes() + data.coordinates[atoms].tobytes()).digest()
             out[i] = int.from_bytes(digest[:8], "big")
         return out
 
     def _check_lengths(self) -> None:
         """Refuse coordinates that are not in Angstrom, as far as the closest atoms of some frames tell."""
-        coordinates = np.memmap(self._partial / "coordinates.bin", dtype=np.float32, mode="r").reshape(-1, 3)
-        offsets = np.memmap(self._partial / "offsets.bin", dtype=np.int64, mode="r")
-        several = np.flatnonzero(np.diff(offsets) > 1)
+        data = self._frames()
+        several = np.flatnonzero(np.diff(data.offsets) > 1)
         looked_at = several[np.unique(np.linspace(0, len(several) - 1, LOOKED_AT).astype(int))] if len(several) else several
-        closest = [pdist(coordinates[offsets[i] : offsets[i + 1]].astype(float)).min() for i in looked_at]
+        closest = [pdist(data.coordinates[data.offsets[i] : data.offsets[i + 1]].astype(float)).min() for i in looked_at]
         if closest and np.median(closest) < CLOSEST:
             raise DataError(
                 f"the closest atoms of a frame are {np.median(closest):.3f} Angstrom apart in the middle of {len(closest)} frames, nearer than in "
@@ -388,6 +406,16 @@ class PackedDataset:
         """How many frames of a split are of formulas that the training split has, too."""
         trained = np.unique(self.formula_index[self.indices("train")])
         return int(np.isin(self.formula_index[self.indices(split)], trained).sum())
+
+    def frames_tested_on_parts(self) -> int:
+        """How many frames of the test split have a formula that training frames have as one of several molecules."""
+        tested = self.indices("test")
+        if not len(tested):
+            return 0
+        data = Frames(self.numbers, self.coordinates, self.offsets, self.formula_index)
+        parts = set().union(*(molecules for _, found in parts_by_formula(data, self.indices("train")) for molecules in found))
+        known = [i for i, formula in enumerate(self.metadata["formulas"]) if formula in parts]
+        return int(np.isin(self.formula_index[tested], known).sum())
 
     def formulas_of(self, frames: np.ndarray) -> set[str]:
         """Formulas that frames ``(n,)`` have."""

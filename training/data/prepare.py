@@ -122,6 +122,7 @@ def prepare(
     level_of_theory: str | None = None,
     validation_data: Sequence[Path] = (),
     test_data: Sequence[Path] = (),
+    hold_out_molecules: bool = False,
     progress: Callable[[str, int], None] | None = None,
 ) -> PackedDataset:
     """Pack data files for training.
@@ -151,6 +152,9 @@ def prepare(
         Origin of the labels, for those who use the model; by default what the files say.
     validation_data, test_data : sequence of Path
         Files whose frames choose a model, or test it, in place of a fraction: for data that come with a split.
+    hold_out_molecules : bool
+        Leave out frames that would be trained on and have a molecule of a held-out formula, as one of several or alone: a pair has a formula of
+        its own, so a split by formula holds pairs out, not their halves.
     progress : callable, optional
         Called with the file's name and the number of frames written so far.
 
@@ -178,6 +182,8 @@ def prepare(
         raise DataError(f"validation ({validation}) and test ({test}) must be fractions that leave something to train on")
     if split_by not in ("formula", "frame"):
         raise DataError(f"split_by must be formula or frame, got {split_by!r}")
+    if hold_out_molecules and split_by == "frame":
+        raise DataError("hold_out_molecules is for data split by formula: frame by frame, molecules are both trained on and held out")
     files: list[tuple[Path, str | None]] = [(p, None) for p in inputs] + [(p, split) for split, paths in held_out.items() for p in paths]
     missing = [str(p) for p, _ in files if not p.is_file()]
     if missing:  # said before the others are read
@@ -243,4 +249,4 @@ def prepare(
         extra["level_shifts"] = [_described(path, shift) for path, shift in shifts.items()]
     if level_of_theory is not None:
         extra["level_of_theory"] = level_of_theory
-    return writer.close(table, origin, {"validation": validation, "test": test}, seed, extra, split_by)
+    return writer.close(table, origin, {"validation": validation, "test": test}, seed, extra, split_by, hold_out_molecules)

@@ -9,8 +9,10 @@ from training.data.frames import DataError
 SPLITS = ("train", "validation", "test")
 #: In place of a split, until the rule of splitting has decided.
 NOT_GIVEN = 255
+#: In place of a split, of frames that none may have: a molecule of theirs is held out.
+LEFT_OUT = 254
 #: What metadata say of how the data were split: a run that goes on needs the same.
-SPLIT_KEYS = ("split_by", "split_seed", "split_fractions", "split_files")
+SPLIT_KEYS = ("split_by", "split_seed", "split_fractions", "split_files", "hold_out_molecules")
 
 
 def split_of(formula: str, fractions: dict[str, float], seed: int) -> str:
