@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import operator
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,16 @@ _UNKNOWN = "not looked for yet"
 _problem: str | None = _UNKNOWN
 
 
+def _index(atom: Any) -> int:
+    """An index, and no mask of bools or number that is not whole, which would choose other atoms than meant."""
+    if isinstance(atom, (bool, np.bool_)):
+        raise TypeError("atoms must be indices, got a mask of bools; take numpy.flatnonzero of it")
+    try:
+        return operator.index(atom)
+    except TypeError:
+        raise TypeError(f"atoms must be indices, got {atom!r}") from None
+
+
 def model_atoms(topology: app.Topology, atoms: Sequence[int] | None, metadata: ModelMetadata) -> tuple[list[int], list[int]]:
     """Indices and atomic numbers of the atoms that the model is to describe.
 
@@ -49,11 +60,13 @@ def model_atoms(topology: app.Topology, atoms: Sequence[int] | None, metadata: M
 
     Raises
     ------
+    TypeError
+        If `atoms` holds what is no index, such as the bools of a mask.
     UnsupportedSystemError
         If there are no atoms, an index is out of range or repeated, an element is missing or the model does not know it.
     """
     everything = list(topology.atoms())
-    indices = list(range(len(everything))) if atoms is None else [int(i) for i in atoms]
+    indices = list(range(len(everything))) if atoms is None else [_index(i) for i in atoms]
     if not indices:
         raise UnsupportedSystemError("no atoms: the topology or the list of atoms is empty; the model needs at least one atom")
     outside = [i for i in indices if not 0 <= i < len(everything)]

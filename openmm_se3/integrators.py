@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import openmm
 from openmm import unit
 
@@ -31,9 +32,14 @@ class MultipleTimeStepIntegrator(openmm.CustomIntegrator):
     minimisers. Virtual sites follow their atoms within a step on GPU platforms alone: OpenMM's Reference and CPU platforms (8.6) move those of a
     CustomIntegrator at its end, so that forces in between come from where sites were, and the energy runs away. `SE3Potential` warns of that.
 
-    Temperature and friction are part of the state, as every variable of a CustomIntegrator is: ``Context.loadCheckpoint`` brings back
-    those that were saved, which `getTemperature` and `getFriction` then tell. To go on at others, set them after it. After `setStepSize` a Context
-    takes steps of the new size, but goes on counting its time by the size that it began with (any CustomIntegrator, OpenMM 8.6).
+    With friction the kinetic energy, and so the temperature of reporters, is that of the velocities before the last half kick of a step, as
+    LangevinMiddleIntegrator reports it. Those have the bath's temperature; at the end of a step h velocities are too cold by (omega h)^2 / 4 in
+    a vibration of frequency omega, some per cent for bonds to hydrogen, though positions are sampled rightly.
+
+    Temperature and friction are part of the state, as every variable of a CustomIntegrator is: ``Context.loadCheckpoint``, ``Context.setState``
+    and ``Simulation.loadState`` bring back those that were saved, which `getTemperature` and `getFriction` then tell. To go on at others, set
+    them after it. After `setStepSize` a Context takes steps of the new size, but goes on counting its time by the size that it began with (any
+    CustomIntegrator, OpenMM 8.6).
 
     Parameters
     ----------
@@ -87,6 +93,11 @@ class MultipleTimeStepIntegrator(openmm.CustomIntegrator):
             fast = "f"
         elif fastInSlow:
             fast = f"{innerSteps}/{innerSteps - 1}*{fast}"
+        # What the last half kick adds, so that velocities that are set anew have their own kinetic energy. Without friction it stays 0, but is
+        # there: a State brings the variables of the integrator that it was saved with, and those must exist.
+        self.addPerDofVariable("kick", 0)
+        if self._thermostatted:
+            self.setKineticEnergyExpression("0.5*m*(v - kick)^2")
         self.addUpdateContextState()
         self._kick(f"0.5*{self._inner}*{fast}")
         for i in range(1, innerSteps + 1):
@@ -94,9 +105,21 @@ class MultipleTimeStepIntegrator(openmm.CustomIntegrator):
             at_middle = 2 * i == innerSteps
             if not (at_middle and fastInSlow):
                 # The second half of a kick and the first half of the next are one.
-                self._kick(f"{self._inner}*{fast}" if i < innerSteps else f"0.5*{self._inner}*{fast}")
+                self._kick(f"{self._inner}*{fast}" if i < innerSteps else f"0.5*{self._inner}*{fast}", keep=i == innerSteps)
             if at_middle:
                 self._kick(f"dt*{slow}")
+
+    def __getstate__(self) -> Any:
+        """For `pickle`: what OpenMM keeps of an integrator, and what belongs to this one."""
+        return super().__getstate__(), self._thermostatted, self._inner
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state[0])
+        _, self._thermostatted, self._inner = state
+
+    def getLastKick(self) -> np.ndarray:
+        """What the last half kick of a step, with friction, added to the velocities: ``(n_particles, 3)`` nm/ps; without friction 0."""
+        return np.array(self.getPerDofVariableByName("kick")) if self._thermostatted else np.zeros(1)
 
     def getTemperature(self) -> unit.Quantity:
         """Temperature of the heat bath."""
@@ -116,8 +139,8 @@ class MultipleTimeStepIntegrator(openmm.CustomIntegrator):
         self.setGlobalVariableByName("kT", _GAS_CONSTANT * kelvin)
 
     def getFriction(self) -> unit.Quantity:
-        """Coupling to the heat bath."""
-        return self.getGlobalVariableByName("friction") / unit.picosecond
+        """Coupling to the heat bath; 0 where the integrator was made without, whatever a state brought."""
+        return self.getGlobalVariableByName("friction") * self._thermostatted / unit.picosecond
 
     def setFriction(self, coeff: Any) -> None:
         """Set the coupling to the heat bath, 1/ps if it has no unit.
@@ -132,9 +155,14 @@ class MultipleTimeStepIntegrator(openmm.CustomIntegrator):
             raise ValueError(f"friction must not be negative, nor positive where the integrator was made without, got {friction}/ps")
         self.setGlobalVariableByName("friction", friction)
 
-    def _kick(self, impulse: str) -> None:
+    def _kick(self, impulse: str, keep: bool = False) -> None:
+        keep = keep and self._thermostatted
+        if keep:
+            self.addComputePerDof("kick", "v")
         self.addComputePerDof("v", f"v + {impulse}/m")
         self.addConstrainVelocities()
+        if keep:
+            self.addComputePerDof("kick", "v - kick")
 
     def _drift(self) -> None:
         if self._thermostatted:

@@ -28,7 +28,7 @@ def keep_molecules_whole(topology: app.Topology, system: openmm.System) -> openm
         With the bonds. ``Topology.createStandardBonds`` makes those of standard residues; SDF, CONECT records and
         `openmm_se3.structures.read_structure` bring others. Positions must have each molecule in one piece: see `make_whole`.
     system : openmm.System
-        The force is added to it.
+        The force is added to it. Of a mixed System that which ``createMixedSystem`` made, which keeps no bonds among the atoms of the model.
 
     Returns
     -------
@@ -51,6 +51,8 @@ def keep_molecules_whole(topology: app.Topology, system: openmm.System) -> openm
         raise UnsupportedSystemError("the topology has no bonds, so it does not tell the molecules; add them, or call createStandardBonds")
     bonded = {atom.index for bond in topology.bonds() for atom in bond}
     loose = [a.index for a in topology.atoms() if a.element is not None and a.element.atomic_number == 1 and a.index not in bonded]
+    # The caps of a mixed System are hydrogens of its topology, on virtual sites.
+    loose = [i for i in loose if i >= system.getNumParticles() or not system.isVirtualSite(i)]
     if loose:
         raise UnsupportedSystemError(
             f"{len(loose)} hydrogens have no bonds in the topology, the first of them atom {loose[0]}, so it does not tell all molecules; add them "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ class SE3PotentialImpl(MLPotentialImpl):
         self._given = potential
         self._loaded: dict[tuple[tuple[str, Any], ...], SE3Potential] = {}
         self._interpolated: list[openmm.Force] | None = None
+        self._classical: openmm.System | None = None
+        self._sites: frozenset[int] = frozenset()
 
     def addForces(self, topology: openmm.app.Topology, system: openmm.System, atoms: Iterable[int] | None, forceGroup: int, **args: Any) -> None:
         """Called by ``MLPotential.createSystem`` and ``createMixedSystem``.
@@ -49,10 +52,9 @@ class SE3PotentialImpl(MLPotentialImpl):
 
         check_neutral(args.get("charge"), args.get("multiplicity"))
         potential = self._potential({k: args[k] for k in ("forces", "device", "precision") if k in args})
-        chosen = None if atoms is None else list(atoms)
-        interpolate = self._interpolated is not None
+        chosen = None if atoms is None else [atom for atom in atoms if atom not in self._sites]
         made = potential._makeForces(
-            topology, system, chosen, args.get("forceGroup", forceGroup), args.get("scaleParameter"), args.get("batch"), interpolate
+            topology, system, chosen, args.get("forceGroup", forceGroup), args.get("scaleParameter"), args.get("batch"), self._classical
         )
         if self._interpolated is not None:
             self._interpolated.extend(made)
@@ -100,23 +102,27 @@ class SE3PotentialImpl(MLPotentialImpl):
         differ). A global parameter of the same name in the forces themselves gives the same energies and forces.
 
         Bonds between `atoms` and others are capped by hydrogens on virtual sites, which the model describes too and which are appended
-        to the System; ``returnInfo=True`` returns their topology.
+        to the System; ``returnInfo=True`` returns their topology. Virtual sites that `atoms` alone carry, such as the fourth of TIP4P water, lose
+        their classical interactions with `atoms` and each other, as `atoms` do.
 
         Raises
         ------
         UnsupportedSystemError
-            If `atoms` holds virtual sites, which have no element.
+            If `atoms` holds virtual sites, which have no element, or Drude particles hang on them.
         ValueError
-            If the potential has ``inner_steps``, with which its forces would have to be alone at the inner steps.
+            If the potential has ``inner_steps``, with which its forces would have to be alone at the inner steps, or multiple time steps and a
+            `forceGroup` other than 0, which the classical forces are in.
 
         Warns
         -----
         UserWarning
-            For multiple time steps of a System with virtual sites, caps of cut bonds among them, which only GPU platforms integrate correctly.
+            For multiple time steps of a System with virtual sites, caps of cut bonds among them, which only GPU platforms integrate correctly; and
+            where `interpolate` ends at a force field whose bonds are constraints.
         """
         from openmmml.embeddings.mechanicalembedding import MechanicalEmbedding
 
         from openmm_se3.binding import MULTIPLE_TIME_STEPS
+        from openmm_se3.errors import UnsupportedSystemError
         from openmm_se3.force import warn_of_virtual_sites
 
         inner_steps = self._options.get("inner_steps") if self._given is None else self._given.inner_steps
@@ -125,16 +131,24 @@ class SE3PotentialImpl(MLPotentialImpl):
                 f"inner_steps={inner_steps} is for Systems that the model drives alone, but here classical forces act at the inner steps too: "
                 "leave it out, and fastInSlow of MultipleTimeStepIntegrator"
             )
-
+        forces = args.get("forces", self._options.get("forces") if self._given is None else self._given.forces)
+        if forces in MULTIPLE_TIME_STEPS and args.get("forceGroup", forceGroup) != 0:
+            raise ValueError(
+                f"with forces={forces!r} forceGroup must be 0, got {args.get('forceGroup', forceGroup)}: the classical forces are in group 0, and "
+                "belong to the inner steps as the first of the model's forces does"
+            )
         sites = [a.index for a in topology.atoms() if a.element is None]
         if set(sites) & set(atoms):
-            from openmm_se3.errors import UnsupportedSystemError
-
             raise UnsupportedSystemError(f"atoms {sorted(set(sites) & set(atoms))[:5]} have no element (virtual sites); leave them out of atoms")
-        self._interpolated = [] if interpolate else None
+        _refuse_drude_particles(system, set(atoms))
+        if interpolate:
+            _warn_of_bonds_without_strength(system, set(atoms))
+            self._interpolated, self._classical = [], system
+        self._sites = frozenset(_sites_of(system, topology.getNumAtoms(), set(atoms)))
         try:
             complete = _with_elements(topology) if sites else topology
-            made = MechanicalEmbedding().createMixedSystem(self, complete, system, atoms, forceGroup, interpolate, returnInfo=returnInfo, **args)
+            members = [*atoms, *sorted(self._sites)]
+            made = MechanicalEmbedding().createMixedSystem(self, complete, system, members, forceGroup, interpolate, returnInfo=returnInfo, **args)
             mixed = made["system"] if isinstance(made, dict) else made
             for force in self._interpolated or []:
                 mixed.addForce(force)
@@ -142,11 +156,59 @@ class SE3PotentialImpl(MLPotentialImpl):
                 everything = list(made["topology"].atoms())
                 for site in sites:
                     everything[made["oldToNew"][site]].element = None
-            if args.get("forces", self._options.get("forces") if self._given is None else self._given.forces) in MULTIPLE_TIME_STEPS:
+            if forces in MULTIPLE_TIME_STEPS:
                 warn_of_virtual_sites(mixed)
         finally:
-            self._interpolated = None
+            self._interpolated, self._classical, self._sites = None, None, frozenset()
         return made
+
+
+def _sites_of(system: openmm.System, n_atoms: int, atoms: set[int]) -> list[int]:
+    """Virtual sites of the topology whose places follow from those of `atoms` alone; not the caps of an earlier mixed System, which come after."""
+    found: list[int] = []
+    known = set(atoms)
+    for index in range(n_atoms):
+        if system.isVirtualSite(index) and index not in known:
+            site = system.getVirtualSite(index)
+            if {site.getParticle(i) for i in range(site.getNumParticles())} <= known:
+                found.append(index)
+                known.add(index)
+    return found
+
+
+def _refuse_drude_particles(system: openmm.System, atoms: set[int]) -> None:
+    """The charges on springs of a polarisable force field would go on to interact with those of the other atoms of the model."""
+    import openmm
+
+    from openmm_se3.errors import UnsupportedSystemError
+
+    for force in system.getForces():
+        if isinstance(force, openmm.DrudeForce):
+            parents = {force.getParticleParameters(i)[1] for i in range(force.getNumParticles())}
+            if parents & atoms:
+                raise UnsupportedSystemError(
+                    f"atoms {sorted(parents & atoms)[:5]} have Drude particles, which would go on to polarise each other classically beside the "
+                    "model; take a force field without them for these atoms"
+                )
+
+
+def _warn_of_bonds_without_strength(system: openmm.System, atoms: set[int]) -> None:
+    """A force field with constraints has no terms for those bonds, and openmm-ml removes the constraints."""
+    import openmm
+
+    with_strength = set()
+    for force in system.getForces():
+        if isinstance(force, (openmm.HarmonicBondForce, openmm.CustomBondForce)):
+            with_strength |= {frozenset(force.getBondParameters(i)[:2]) for i in range(force.getNumBonds())}
+    constrained = [system.getConstraintParameters(i)[:2] for i in range(system.getNumConstraints())]
+    loose = [pair for pair in constrained if set(pair) <= atoms and frozenset(pair) not in with_strength]
+    if loose:
+        warnings.warn(
+            f"{len(loose)} bonds between atoms of the model are constraints in the classical System, the first that of atoms {loose[0][0]} and "
+            f"{loose[0][1]}, which openmm-ml removes: at lambda_interpolate=0 nothing holds them. Make that System with constraints=None and "
+            "rigidWater=False, or with flexibleConstraints=True; with removeConstraints=False take no notice of this",
+            stacklevel=4,
+        )
 
 
 def _with_elements(topology: openmm.app.Topology) -> openmm.app.Topology:

@@ -212,9 +212,12 @@ class SE3Potential:
         forceGroup: int,
         scaleParameter: str | None,
         batch: Sequence[int] | None = None,
-        interpolate: bool = False,
+        interpolated: openmm.System | None = None,
     ) -> list[openmm.Force]:
-        """What `addForces` adds; with `interpolate`, scaled by openmm-ml's parameter."""
+        """What `addForces` adds; scaled by openmm-ml's parameter where it interpolates between the model and the System `interpolated`.
+
+        Forces are then first added to an empty System, which knows neither particles nor box.
+        """
         if scaleParameter is not None and (not scaleParameter.isidentifier() or scaleParameter == INTERPOLATION_PARAMETER):
             raise ValueError(
                 f"scaleParameter must be a name such as 'lambda_se3', got {scaleParameter!r}"
@@ -222,18 +225,18 @@ class SE3Potential:
             )
         indices, numbers = model_atoms(topology, atoms, self.metadata)
         n_particles = topology.getNumAtoms()
-        # openmm-ml adds forces to an empty System when it interpolates; only a System with other particles is a mistake.
-        if system.getNumParticles() not in (0, n_particles):
+        if interpolated is None and system.getNumParticles() not in (0, n_particles):
             raise UnsupportedSystemError(
                 f"the topology has {n_particles} atoms, but the System has {system.getNumParticles()} particles; make both from the same structure "
                 "(virtual sites must be in the topology too, for example through Modeller.addExtraParticles)"
             )
+        whole = system if interpolated is None else interpolated
         box = topology.getPeriodicBoxVectors()
-        periodic = box is not None or (system.getNumParticles() > 0 and system.usesPeriodicBoundaryConditions())
+        periodic = box is not None or (whole.getNumParticles() > 0 and whole.usesPeriodicBoundaryConditions())
         if periodic:
-            check_box(box if box is not None else system.getDefaultPeriodicBoxVectors(), self.metadata)
-        if box is not None and system.getNumParticles() > 0:
-            _warn_of_another_box(box, system)
+            check_box(box if box is not None else whole.getDefaultPeriodicBoxVectors(), self.metadata)
+        if box is not None and whole.getNumParticles() > 0:
+            _warn_of_another_box(box, whole)
         return create_forces(
             model=self.model,
             metadata=self.metadata,
@@ -248,7 +251,8 @@ class SE3Potential:
             max_neighbors=self.max_neighbors,
             cuda_graphs=self.cuda_graphs,
             inner_steps=self.inner_steps,
-            scale_parameters=({INTERPOLATION_PARAMETER: False} if interpolate else {}) | ({scaleParameter: True} if scaleParameter else {}),
+            scale_parameters=({INTERPOLATION_PARAMETER: False} if interpolated is not None else {})
+            | ({scaleParameter: True} if scaleParameter else {}),
         )
 
     def createSystem(self, topology: app.Topology, removeCMMotion: bool = True, hydrogenMass: Any = None, **args: Any) -> openmm.System:
@@ -311,14 +315,19 @@ class SE3Potential:
         -------
         openmm.System
             The mixed System; or what openmm-ml returns with ``returnInfo=True``. For multiple time steps the classical forces and
-            those of the inner steps are in group 0 and the others in the group after `forceGroup`.
+            those of the inner steps are in group 0 and the others in group 1.
 
         Raises
         ------
         ImportError
             If openmm-ml is not installed.
         UnsupportedSystemError, ValueError
-            As `addForces`.
+            As `addForces`; and for Drude particles on `atoms`, or multiple time steps in another ``forceGroup`` than 0.
+
+        Warns
+        -----
+        UserWarning
+            If `interpolate` ends at a force field in which bonds between `atoms` are constraints, which openmm-ml removes.
         """
         try:
             from openmmml import MLPotential

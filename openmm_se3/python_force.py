@@ -83,27 +83,39 @@ def create_python_force(
     scale_parameters: Mapping[str, bool],
     device: str | None,
     inner_steps: int | None = None,
-) -> openmm.PythonForce:
+) -> openmm.Force:
     """Make the force; parameters as `openmm_se3.force.create_forces`.
 
     Returns
     -------
-    openmm.PythonForce
-        It offers no derivative with respect to a parameter: the energy at parameter 1 is that derivative.
+    openmm.PythonForce or openmm.CustomCVForce
+        The second where a derivative of the energy by a parameter is wanted, which a PythonForce does not offer: it has the first within.
     """
+    inside = term.carries_energy and any(scale_parameters.values())
     chooses = hasattr(openmm.PythonForce, "setParticles")  # since OpenMM 8.6
     computation = Computation(
         archive=module_to_bytes(model),
         term=term,
         atomic_numbers=list(atomic_numbers),
-        scale_parameters=list(scale_parameters),
+        scale_parameters=[] if inside else list(scale_parameters),
         periodic=periodic,
         device=device,
         chosen=None if chooses else list(atoms),
         inner_steps=inner_steps,
     )
-    force = openmm.PythonForce(computation, dict.fromkeys(scale_parameters, 1.0))
+    force = openmm.PythonForce(computation, dict.fromkeys(computation.scale_parameters, 1.0))
     if chooses:
         force.setParticles(list(atoms))
     force.setUsesPeriodicBoundaryConditions(periodic)
-    return force
+    return _scaled(force, scale_parameters) if inside else force
+
+
+def _scaled(force: openmm.Force, scale_parameters: Mapping[str, bool]) -> openmm.CustomCVForce:
+    """The force times global parameters, those of them that say so with the derivative of the energy."""
+    scaled = openmm.CustomCVForce("*".join([*scale_parameters, "unscaled_model"]))
+    scaled.addCollectiveVariable("unscaled_model", force)
+    for name, derivative in scale_parameters.items():
+        scaled.addGlobalParameter(name, 1.0)
+        if derivative:
+            scaled.addEnergyParameterDerivative(name)
+    return scaled

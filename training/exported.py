@@ -47,9 +47,10 @@ class ExportedModel(nn.Module):
 
     def _prepare(self, positions: Tensor, atomic_numbers: Tensor, box_vectors: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Species, displacements (Angstrom), neighbours and mask for the network; and the float64 factor () from eV to kJ/mol."""
-        if positions.dim() != 2 or positions.shape[1] != 3 or positions.shape[0] != atomic_numbers.shape[0]:
-            raise ValueError("positions must be (n_atoms, 3) and atomic_numbers (n_atoms,)")
-        species = self.species_of_number.index_select(0, atomic_numbers)
+        if positions.dim() != 2 or positions.shape[1] != 3 or positions.shape[0] != atomic_numbers.shape[0] or positions.shape[0] == 0:
+            raise ValueError("positions must be (n_atoms, 3) and atomic_numbers (n_atoms,), of at least one atom")
+        number = atomic_numbers.clamp(0, self.species_of_number.shape[0] - 1)  # no element has the first or the last
+        species = self.species_of_number.index_select(0, number)
         x = positions.detach()
         box = box_vectors
         if box is not None:
@@ -62,11 +63,13 @@ class ExportedModel(nn.Module):
         if self.poison_of_number.dtype == torch.float64:
             displacement = displacement.to(torch.float64)
         # An element that the model does not know, a coordinate that is not finite (it has no neighbours and would look like an isolated
-        # atom), on a GPU also a box that is too small: none may ever give a plausible number. Zero times what is not finite is NaN.
-        factor = torch.add(self.poison_of_number.index_select(0, atomic_numbers).sum(), x.sum(), alpha=0.0) + self.kj_per_mol_per_ev
+        # atom), a box that is not, on a GPU also one that is too small: none may ever give a plausible number. Zero times what is not
+        # finite is NaN.
+        factor = torch.add(self.poison_of_number.index_select(0, number).sum(), x.sum(), alpha=0.0) + self.kj_per_mol_per_ev
         if excess is not None:
             factor = factor + excess
         if box is not None:
+            factor = torch.add(factor, box.detach().sum(), alpha=0.0)
             factor = torch.where(torch.diagonal(box).amin() >= 2 * self.cutoff_nm, factor, float("nan"))
         return species, displacement * self.angstrom_per_nm, neighbors, mask, factor.to(torch.float64)
 

@@ -182,34 +182,32 @@ def cell_list(positions: Tensor, box: Tensor | None, cutoff: float) -> tuple[Ten
     Parameters and result as in `find_neighbors`.
     """
     n_atoms, device = positions.shape[0], positions.device
+    # As many as there may be empty ones. Beyond, cells of an unbounded space that far apart are one: what is compared in vain is found too far away.
+    most = max(3.0, (8.0 * n_atoms) ** (1.0 / 3.0))
+    # The allowance for rounding: a cell a hair narrower than the cutoff would lose pairs. What is not finite is in no cell; it is put into some, and
+    # the energy becomes NaN elsewhere.
     if box is not None:
         # Distances between opposite faces: volume over the area of the face.
         a, b, c = box[0], box[1], box[2]
         areas = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)]).square().sum(1).sqrt()
         heights = box[0, 0] * box[1, 1] * box[2, 2] / areas
+        n_cells = torch.nan_to_num(torch.floor(heights / (cutoff * (1.0 + 1e-6))), 1.0).clamp(1.0, most).to(torch.int64)
         # Fractional coordinates by forward substitution: the box is lower triangular.
         fz = positions[:, 2] / box[2, 2]
         fy = (positions[:, 1] - fz * box[2, 1]) / box[1, 1]
         fx = (positions[:, 0] - fz * box[2, 0] - fy * box[1, 0]) / box[0, 0]
         fractional = torch.stack([fx, fy, fz], dim=1)
-        fractional = fractional - torch.floor(fractional)
+        place = torch.nan_to_num((fractional - torch.floor(fractional)) * n_cells, 0.0, 0.0, 0.0).to(torch.int64).clamp_min(0)
+        place = torch.minimum(place, n_cells - 1)
     else:
         low = positions.amin(0)
-        heights = (positions.amax(0) - low).clamp_min(cutoff) * (1.0 + 1e-6)
-        fractional = (positions - low) / heights
-    # A lone atom far away must not make billions of empty cells; wider cells are as right as narrow ones.
-    most = max(3.0, (8.0 * n_atoms) ** (1.0 / 3.0))
-    # The allowance for rounding: a cell a hair narrower than the cutoff would lose pairs.
-    n_cells = torch.floor(heights / (cutoff * (1.0 + 1e-6))).clamp(1.0, most).to(torch.int64)
-    # A position that is not finite is in no cell; zero keeps the index in range, and the energy becomes NaN elsewhere.
-    place = torch.nan_to_num(fractional * n_cells, 0.0, 0.0, 0.0).to(torch.int64).clamp_min(0)
-    place = torch.minimum(place, n_cells - 1)
-    # Without a box one empty layer all around stands for the outside.
-    layer = 0 if box is not None else 1
-    shape: list[int] = (n_cells + 2 * layer).tolist()
+        extent = positions.amax(0) - low
+        width = cutoff * (1.0 + 1e-6) + 1e-6 * extent
+        n_cells = torch.nan_to_num(torch.floor(extent / width) + 1.0, 1.0).clamp(1.0, most).to(torch.int64)
+        place = torch.remainder(torch.nan_to_num((positions - low) / width, 0.0, 0.0, 0.0).to(torch.int64), n_cells)
+    shape: list[int] = n_cells.tolist()
     ny, nz = shape[1], shape[2]
     total = shape[0] * ny * nz
-    place = place + layer
     cell = (place[:, 0] * ny + place[:, 1]) * nz + place[:, 2]
     counts = torch.zeros(total, dtype=torch.int64, device=device).index_add(0, cell, torch.ones_like(cell))
     capacity = int(counts.max())
@@ -230,9 +228,7 @@ def cell_list(positions: Tensor, box: Tensor | None, cutoff: float) -> tuple[Ten
     rows_at_once = max(1, _pairs_at_once(positions) // (around.shape[0] * capacity))
     for start in range(0, n_atoms, rows_at_once):
         rows = torch.arange(start, min(start + rows_at_once, n_atoms), device=device)
-        near = place[rows].unsqueeze(1) + around
-        if box is not None:
-            near = torch.remainder(near, n_cells)
+        near = torch.remainder(place[rows].unsqueeze(1) + around, n_cells)
         near_cells = (near[:, :, 0] * ny + near[:, :, 1]) * nz + near[:, :, 2]
         candidates = members.index_select(0, near_cells.view(-1)).view(rows.shape[0], -1)
         d = padded.index_select(1, candidates.view(-1)).view(3, rows.shape[0], -1) - padded.narrow(1, start, rows.shape[0]).unsqueeze(2)

@@ -1,6 +1,7 @@
 """PythonForce where TorchForce cannot be used, what the installation is told, and the doctor."""
 
 import copy
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -46,7 +47,8 @@ def test_same_numbers_for_a_shuffled_subset_in_a_box(mode, monkeypatch):
             monkeypatch.setattr(force, "_problem", force._UNKNOWN)
             with notice():
                 potential(mode).addForces(both.topology, system, atoms, scaleParameter="lambda_se3")
-            assert {type(f) for f in system.getForces()} == {openmm.PythonForce}
+            kinds = [type(f) for f in system.getForces()]  # the first of two has no energy, and so no derivative
+            assert kinds == [openmm.PythonForce] * (len(kinds) - 1) + [openmm.CustomCVForce]
             system = copy.deepcopy(system)  # serialises the model with the System
         else:
             potential(mode).addForces(both.topology, system, atoms)
@@ -58,7 +60,11 @@ def test_same_numbers_for_a_shuffled_subset_in_a_box(mode, monkeypatch):
     context = openmm.Context(systems[1], openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
     context.setPositions(x)
     context.setParameter("lambda_se3", 0.25)
-    assert context.getState(getEnergy=True).getPotentialEnergy()._value == pytest.approx(0.25 * energy_and_forces(systems[0], x)[0], abs=1e-6)
+    energy, forces = energy_and_forces(systems[0], x)
+    state = context.getState(getEnergy=True, getForces=True, getParameterDerivatives=True)
+    assert state.getPotentialEnergy()._value == pytest.approx(0.25 * energy, abs=1e-6)
+    np.testing.assert_allclose(state.getForces(asNumpy=True)._value, 0.25 * forces, atol=1e-6)
+    assert dict(state.getEnergyParameterDerivatives()) == {"lambda_se3": pytest.approx(energy, abs=1e-6)}
 
 
 def test_mixed_system(without_openmmtorch):
@@ -115,6 +121,18 @@ class TestDoctor:
         monkeypatch.setattr(doctor.subprocess, "run", lambda *a, **k: SimpleNamespace(stdout="", returncode=-11))
         evaluations = doctor._evaluate_in_new_process("Reference")
         assert [e.error for e in evaluations] == ["the process ended with status -11"] * 2
+
+    @pytest.mark.parametrize("error", [subprocess.TimeoutExpired("nvidia-smi", 30), PermissionError("no")])
+    def test_a_driver_that_does_not_answer_is_a_problem(self, monkeypatch, error):
+        def run(*_, **__):
+            raise error
+
+        monkeypatch.setattr(doctor.shutil, "which", lambda name: name)
+        monkeypatch.setattr(doctor.subprocess, "run", run)
+        monkeypatch.setattr(doctor, "_evaluate_in_new_process", lambda platform: [Evaluation(platform, "TorchForce", 0.0, 1.0, "")])
+        diagnosis = doctor.diagnose()
+        assert diagnosis.versions["NVIDIA driver, GPU"] == "none"
+        assert diagnosis.problems[0].text.startswith("nvidia-smi tells nothing of the NVIDIA driver")
 
     @pytest.mark.parametrize("works", [True, False])
     def test_command(self, monkeypatch, works):

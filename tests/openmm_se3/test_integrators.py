@@ -1,5 +1,7 @@
 """The integrator for multiple time steps: how often it evaluates each group, its order, reversibility, temperature and limits."""
 
+import pickle
+
 import numpy as np
 import openmm
 import pytest
@@ -161,6 +163,77 @@ def test_temperature(inner_steps):
     error = np.sqrt(2 / (3 * n * 40))
     assert np.mean(kinetic) / expected == pytest.approx(1, abs=4 * error + 0.003)  # BAOAB's velocities lag by O(step^2)
     assert np.mean(potential) / expected == pytest.approx(1, abs=4 * error)
+
+
+@pytest.mark.parametrize("inner_steps", [1, 4])
+def test_stiff_vibrations_have_the_temperature_of_the_bath(inner_steps):
+    """At the end of a step h their velocities have k T (1 - (omega h)^2 / 4), 12% less; what is reported are those of before the last half kick."""
+    n, omega, h = 200, 697.0, 1e-3  # 3,700 1/cm in 1/ps, and ps
+    system = openmm.System()
+    stiff = openmm.CustomExternalForce(f"0.5*{omega**2}*(x^2+y^2+z^2)")
+    for i in range(n):
+        system.addParticle(1.0)
+        stiff.addParticle(i, [])
+    system.addForce(stiff)
+    integrator = MultipleTimeStepIntegrator(300, 50, inner_steps * h, inner_steps)
+    integrator.setRandomNumberSeed(1)
+    context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName(REFERENCE))
+    context.setPositions(np.zeros((n, 3)))
+    context.setVelocitiesToTemperature(300, 2)
+    assert kelvin(context.getState(getEnergy=True).getKineticEnergy()._value, n) == pytest.approx(300, rel=0.15)
+    reported, at_end = [], []
+    for _ in range(300):
+        integrator.step(4)
+        state = context.getState(getEnergy=True, getVelocities=True)
+        v = state.getVelocities(asNumpy=True)._value
+        reported.append(kelvin(state.getKineticEnergy()._value, n))
+        assert kelvin(0.5 * np.square(v - integrator.getLastKick()).sum(), n) == pytest.approx(reported[-1], rel=1e-6)
+        at_end.append(kelvin(0.5 * np.square(v).sum(), n))
+    assert np.mean(reported[30:]) == pytest.approx(300, abs=5)
+    assert np.mean(at_end[30:]) == pytest.approx(300 * (1 - (omega * h) ** 2 / 4), abs=5)
+
+
+def kelvin(kinetic, n):
+    """Temperature of a kinetic energy (kJ/mol) of n particles."""
+    return 2 * kinetic / (3 * n * unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin))
+
+
+def test_without_friction_the_kinetic_energy_is_that_of_the_end_of_a_step():
+    """Which the total energy needs."""
+    system, x, v = oscillators()
+    integrator = MultipleTimeStepIntegrator(0, 0, 0.002, 4)
+    run(integrator, x, v, 3, system)
+    assert not integrator.getLastKick().any()
+    assert integrator.getKineticEnergyExpression() == "m*v*v/2"
+
+
+def test_a_pickled_one_is_the_same():
+    """As workers of `multiprocessing` get it."""
+    for friction in (0.0, 5.0):
+        integrator = pickle.loads(pickle.dumps(MultipleTimeStepIntegrator(300, friction, 0.002, 4)))
+        assert integrator.getTemperature().value_in_unit(unit.kelvin) == pytest.approx(300)
+        assert integrator.getFriction().value_in_unit(unit.picosecond**-1) == friction
+        if friction:
+            integrator.setFriction(2)
+        else:
+            with pytest.raises(ValueError, match="nor positive where the integrator was made without"):
+                integrator.setFriction(2)
+        system, x, v = oscillators()
+        assert np.isfinite(run(integrator, x, v, 3, system)[2])
+
+
+@pytest.mark.parametrize("frictions", [(1, 0), (0, 1)])
+def test_a_state_of_a_run_with_friction_goes_on_without_and_the_other_way_round(frictions):
+    """Only an integrator that was made with friction has the steps for it, and tells it."""
+    system, x, v = oscillators()
+    contexts = [openmm.Context(system, MultipleTimeStepIntegrator(300, f, 0.002, 4), openmm.Platform.getPlatformByName(REFERENCE)) for f in frictions]
+    contexts[0].setPositions(x)
+    contexts[0].setVelocities(v)
+    contexts[0].getIntegrator().step(3)
+    saved = contexts[0].getState(positions=True, velocities=True, parameters=True, integratorParameters=True)
+    contexts[1].setState(openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(saved)))
+    assert contexts[1].getIntegrator().getFriction().value_in_unit(unit.picosecond**-1) == 0
+    contexts[1].getIntegrator().step(3)
 
 
 def test_rigid_constraints_hold():

@@ -6,6 +6,7 @@ Also: small and triclinic boxes against brute-force lattice sums, barostats, res
 import itertools
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import openmm
@@ -17,7 +18,8 @@ from openmm_se3.errors import UnsupportedSystemError
 from openmm_se3.force import create_forces
 from openmm_se3.installation import serialisation_mismatch
 from openmm_se3.molecules import keep_molecules_whole, make_whole
-from tests.openmm_se3.helpers import ROOT, energy_and_forces, ethanol, ethanol_in_classical_water, numbers, potential
+from openmm_se3.structures import read_structure
+from tests.openmm_se3.helpers import EXAMPLES, ROOT, energy_and_forces, ethanol, ethanol_in_classical_water, numbers, potential
 
 PLATFORMS = ["Reference", "CPU"]
 ENERGY = 1e-4  # kJ/mol
@@ -404,3 +406,109 @@ def test_system_xml_in_a_new_process(backend, tmp_path):
         got = np.array([float(v) for v in line.split()])
         assert got[0] == pytest.approx(energy, abs=ENERGY)
         np.testing.assert_allclose(got[1:].reshape(-1, 3), forces, atol=FORCE)
+
+
+def two_waters_with_sites(name):
+    """Two waters of a force field with virtual sites, 0.29 nm apart: topology, classical System, positions."""
+    water, x = read_structure(EXAMPLES / "water.xyz")
+    modeller = app.Modeller(water, x * unit.nanometer)
+    modeller.add(water, (x + np.array([0.29, 0, 0])) * unit.nanometer)
+    field = app.ForceField(f"{name}.xml")
+    modeller.addExtraParticles(field)
+    return modeller.topology, field.createSystem(modeller.topology, removeCMMotion=False), np.array(modeller.positions.value_in_unit(unit.nanometer))
+
+
+@pytest.mark.parametrize("name", ["tip4pew", "tip5p"])
+def test_sites_of_the_models_atoms_interact_classically_no_more(name):
+    """They would go on to attract each other, charges without a hull: the molecules fuse."""
+    topology, classical, x = two_waters_with_sites(name)
+    atoms = [a.index for a in topology.atoms() if a.element is not None]
+    z = torch.tensor([8, 1, 1])
+    system = potential("conservative").createMixedSystem(topology, classical, atoms)
+    energy, forces = energy_and_forces(system, x)
+    expected = model(x[atoms], torch.cat([z, z]))
+    assert energy == pytest.approx(expected[0], abs=ENERGY)
+    np.testing.assert_allclose(forces[atoms], expected[1], atol=FORCE)
+    # One of the two by the model: its sites still meet the other water, and of the classical energy its own part is gone.
+    half = potential("conservative").createMixedSystem(topology, classical, atoms[:3])
+    apart = x.copy()
+    apart[len(x) // 2 :, 0] += 1e3
+    own = energy_and_forces(classical, apart)[0] / 2
+    assert energy_and_forces(half, x)[0] == pytest.approx(energy_and_forces(classical, x)[0] - own + model(x[atoms[:3]], z)[0], abs=1e-3)
+
+
+def test_drude_particles_of_the_models_atoms_are_refused():
+    topology, _ = ethanol()
+    classical, drude = openmm.System(), openmm.DrudeForce()
+    for atom in topology.atoms():
+        classical.addParticle(atom.element.mass)
+    residue = next(topology.residues())
+    topology.addAtom("D", None, residue)
+    classical.addParticle(0.4)
+    drude.addParticle(9, 2, -1, -1, -1, -1.0, 0.001, 1, 1)
+    classical.addForce(drude)
+    with pytest.raises(UnsupportedSystemError, match=r"atoms \[2\] have Drude particles"):
+        potential("direct").createMixedSystem(topology, classical, range(9))
+
+
+def test_interpolation_knows_the_box_of_the_system():
+    """Where the topology has none: atoms on either side of a face are neighbours then too."""
+    topology, classical, x = ethanol_in_classical_water()
+    box = np.eye(3) * 2.0
+    classical.setDefaultPeriodicBoxVectors(*box)
+    classical.getForce(0).setNonbondedMethod(openmm.NonbondedForce.CutoffPeriodic)
+    topology.setPeriodicBoxVectors(None)
+    system = potential("direct").createMixedSystem(topology, classical, range(9), interpolate=True)
+    assert all(f.usesPeriodicBoundaryConditions() for f in system.getForces() if f.getName().startswith("SE3Force"))
+    moved = x.copy()
+    moved[4] += box[0]
+    assert energy_and_forces(system, moved)[0] == pytest.approx(energy_and_forces(system, x)[0], abs=1e-3)
+    topology.setPeriodicBoxVectors(2 * box * unit.nanometer)
+    with pytest.warns(UserWarning, match="the topology's periodic box has a diagonal of"):
+        potential("direct").createMixedSystem(topology, classical, range(9), interpolate=True)
+
+
+def test_interpolation_warns_of_bonds_that_are_constraints():
+    topology, classical, _ = ethanol_in_classical_water()
+    bonds = openmm.HarmonicBondForce()
+    pairs = [(a.index, b.index) for a, b in topology.bonds() if max(a.index, b.index) < 9]
+    *strong, loose = pairs
+    for first, second in strong:
+        bonds.addBond(first, second, 0.1, 1e5)
+    classical.addForce(bonds)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*are constraints")
+        potential("direct").createMixedSystem(topology, classical, range(9), interpolate=True)
+        for pair in strong:  # flexible: with bonds of their own
+            classical.addConstraint(*pair, 0.1)
+        potential("direct").createMixedSystem(topology, classical, range(9), interpolate=True)
+    classical.addConstraint(*loose, 0.1)
+    with pytest.warns(UserWarning, match=rf"1 bonds .* are constraints .* atoms {loose[0]} and {loose[1]}, which openmm-ml removes"):
+        potential("direct").createMixedSystem(topology, classical, range(9), interpolate=True)
+
+
+def test_classical_forces_are_in_the_group_of_the_inner_steps():
+    topology, classical, _ = ethanol_in_classical_water()
+    with pytest.raises(ValueError, match="with forces='mts' forceGroup must be 0, got 2: the classical forces are in group 0"):
+        potential("mts").createMixedSystem(topology, classical, range(9), forceGroup=2)
+
+
+def test_caps_of_cut_bonds_need_no_bonds_of_their_own():
+    topology, classical, _ = ethanol_in_classical_water()
+    first = next(a.index for a in topology.atoms() if a.element.symbol == "C")
+    hydrogens = [b.index if a.index == first else a.index for a, b in topology.bonds() if first in (a.index, b.index)]
+    hydrogens = [i for i in hydrogens if list(topology.atoms())[i].element.symbol == "H"]
+    info = potential("direct").createMixedSystem(topology, classical, [first, *hydrogens], returnInfo=True)
+    assert info["topology"].getNumAtoms() > topology.getNumAtoms()
+    atoms = list(info["topology"].atoms())
+    for hydrogen in (10, 11):  # of the water, which has no bonds there
+        info["topology"].addBond(atoms[9], atoms[hydrogen])
+    keep_molecules_whole(info["topology"], info["system"])
+    context = openmm.Context(info["system"], openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
+    assert sorted(map(len, context.getMolecules()))[-1] >= 9
+
+
+@pytest.mark.parametrize(("atoms", "message"), [([True, False], "a mask of bools"), ([1.7, 2.2], r"must be indices, got 1\.7"), (["1"], "got '1'")])
+def test_atoms_that_are_no_indices(atoms, message):
+    with pytest.raises(TypeError, match=message):
+        potential("direct").addForces(ethanol()[0], potential("direct").createSystem(ethanol()[0]), atoms)

@@ -470,7 +470,38 @@ def test_an_unknown_element_or_a_lost_coordinate_gives_nan():
     model = ExportedModel(seasoned_network(), NUMBERS)
     x = torch.rand(4, 3, dtype=torch.float64)
     assert torch.isfinite(model(x, torch.tensor([1, 6, 7, 8]))[1]).all()
-    for z, moved in (([1, 6, 17, 8], x), ([1, 6, 7, 8], x.clone().fill_diagonal_(torch.inf))):
+    unknown = [([1, 6, z, 8], x) for z in (17, 0, 255, 256, 1000, -1)]
+    for z, moved in (*unknown, ([1, 6, 7, 8], x.clone().fill_diagonal_(torch.inf))):
         energy, forces = model(moved, torch.tensor(z))
         assert torch.isnan(energy)
         assert torch.isnan(forces).all()
+
+
+@pytest.mark.parametrize("n_atoms", [4, 40])
+@pytest.mark.parametrize("entry", [(1, 0), (2, 1), (2, 2)])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_box_that_is_not_finite_gives_nan(n_atoms, entry, value):
+    """It makes atoms look isolated, with a plausible energy."""
+    model = ExportedModel(seasoned_network(), NUMBERS)
+    x = torch.rand(n_atoms, 3, dtype=torch.float64)
+    box = torch.eye(3, dtype=torch.float64) * 1.5
+    box[entry] = value
+    energy, forces = model(x, torch.tensor([1, 6, 7, 8]).repeat(n_atoms // 4), box)
+    assert torch.isnan(energy)
+    assert torch.isnan(forces).all()
+
+
+def test_no_atoms_are_an_error():
+    model = ExportedModel(seasoned_network(), NUMBERS)
+    with pytest.raises(ValueError, match="of at least one atom"):
+        model(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
+
+
+def test_conservative_forces_of_a_rounded_file_in_float64():
+    """What is rounded to float32 is rounded for both: the gradient stays that of the energy, to float64."""
+    model = ExportedModel(seasoned_network(), NUMBERS).to(torch.float32).double().eval()
+    x = torch.tensor(np.random.default_rng(0).uniform(0, 0.4, (12, 3))).requires_grad_(True)
+    z = torch.tensor([1, 6, 7, 8] * 3)
+    (gradient,) = torch.autograd.grad(model.energy(x, z), x)
+    got = model.conservative_and_direct(x, z)[1]
+    torch.testing.assert_close(got, -gradient, rtol=0, atol=1e-12 * float(gradient.abs().max()))

@@ -98,6 +98,31 @@ def test_a_lone_atom_far_away():
     assert pairs(*cell_list(x, None, CUTOFF)) == pairs(*neighbor_matrix(x, None, CUTOFF))
 
 
+def test_a_lone_atom_does_not_gather_all_others_in_one_cell(monkeypatch):
+    """The cost is linear whatever evaporates: compared are the atoms of 27 cells, not all with all."""
+    x = torch.tensor(np.random.default_rng(0).uniform(0, 4, (1500, 3)))  # 24 atoms in a cubic nanometre
+    compared = []
+    is_close = module._is_close
+    monkeypatch.setattr(module, "_is_close", lambda d, box, cutoff: (compared.append(d[0].numel()), is_close(d, box, cutoff))[1])
+    expected = None
+    for far in (0.0, 100.0, 3e4):
+        x[0] = 4.0 + far
+        found = pairs(*module.cell_list(x, None, CUTOFF))
+        assert expected is None or found == expected
+        expected = found if far else None
+    assert compared
+    assert sum(compared) < 3 * 0.3 * 1500**2
+
+
+@pytest.mark.parametrize("extent", [3.0, 300.0, 3e5])
+def test_no_pair_is_lost_to_rounding(extent):
+    """In float32 far from the first atom, where a cell's number has few digits left."""
+    rng = np.random.default_rng(1)
+    x = torch.tensor(extent + rng.uniform(0, 1.5, (300, 3)), dtype=torch.float32)
+    x[0] = 0.0
+    assert pairs(*cell_list(x, None, CUTOFF)) == pairs(*neighbor_matrix(x, None, CUTOFF))
+
+
 @pytest.mark.parametrize("way", [neighbor_matrix, cell_list], ids=lambda way: way.name)
 def test_no_neighbours_and_lost_atoms(way):
     x = torch.arange(40, dtype=torch.float64).unsqueeze(1) * torch.ones(3)
@@ -106,8 +131,16 @@ def test_no_neighbours_and_lost_atoms(way):
     assert not mask.any()
     x[3] = torch.nan
     x[4] = torch.inf
-    neighbors, mask = way(x, torch.eye(3, dtype=torch.float64) * 50, CUTOFF)
-    assert not mask[3:5].any()
+    for box in (torch.eye(3, dtype=torch.float64) * 50, None):
+        neighbors, mask = way(x, box, CUTOFF)
+        assert not mask[3:5].any()
+        assert 0 <= int(neighbors.min()) <= int(neighbors.max()) < 40
+    for entry in ((0, 0), (1, 0), (2, 2)):
+        for value in (torch.nan, torch.inf):
+            box = torch.eye(3, dtype=torch.float64) * 50
+            box[entry] = value
+            neighbors, mask = way(x, box, CUTOFF)
+            assert 0 <= int(neighbors.min()) <= int(neighbors.max()) < 40
 
 
 @pytest.mark.parametrize("n_atoms", [8, 60], ids=["all pairs", "listed"])

@@ -6,6 +6,7 @@ Every module has an `adjoint`: from the cotangent g of its result, the derivativ
 of its arguments, from what `forward` computed on its way.
 """
 
+import math
 from typing import cast
 
 import torch
@@ -64,20 +65,23 @@ class JointScale(nn.Module):
     """
 
     weights: Tensor
+    epsilon: Tensor
 
     def __init__(self, norm: EquivariantRMSNorm) -> None:
         super().__init__()
         n = len(norm.gains)
         sizes = [(2 * degree + 1) * len(g) for degree, g in enumerate(norm.gains)]
-        weights = [torch.full((size, 1), 1.0 / (n * size), dtype=norm.gains[0].dtype) for size in sizes]
+        # Whole numbers over a common denominator: exact in every precision, so that the adjoint is that of the same function in each.
+        self.denominator = math.lcm(*(n * size for size in sizes))
         self.weight_of_degree = [1.0 / (n * size) for size in sizes]
-        self.register_buffer("weights", torch.cat(weights))
-        self.epsilon = norm.epsilon
+        counts = [torch.full((size, 1), self.denominator // (n * size), dtype=norm.gains[0].dtype) for size in sizes]
+        self.register_buffer("weights", torch.cat(counts))
+        self.register_buffer("epsilon", torch.full((1, 1), norm.epsilon, dtype=norm.gains[0].dtype))
 
     def forward(self, state: list[Tensor]) -> Tensor:
         """State of the norm's degrees to ``(n_atoms, 1, 1)``."""
         flat = joined([f.flatten(1) for f in state], 1)
-        return torch.rsqrt(torch.mm(flat * flat, self.weights) + self.epsilon).unsqueeze(-1)
+        return torch.rsqrt(torch.addmm(self.epsilon, flat * flat, self.weights, alpha=1.0 / self.denominator)).unsqueeze(-1)
 
     def adjoint(self, state: list[Tensor], scale: Tensor, product: Tensor, g: list[Tensor]) -> list[Tensor]:
         """What comes through the scale: with y = s f and s = (w . f^2 + epsilon)^(-1/2), ds/df = -s^3 w f.
