@@ -65,6 +65,12 @@ class SE3Calculator(Calculator):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state | {"_model": module_from_bytes(state["_model"]).to(state["_device"])})
 
+    def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
+        """Called by ASE, which does not see that a charge was set since the last evaluation; errors as `calculate`."""
+        if atoms is not None:
+            check_neutral(atoms.info.get("charge"), atoms.info.get("multiplicity"))
+        return super().get_property(name, atoms, allow_calculation)
+
     def calculate(self, atoms: Atoms | None = None, properties: Any = ("energy",), system_changes: Any = all_changes) -> None:
         """Called by ASE.
 

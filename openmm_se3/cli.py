@@ -163,9 +163,9 @@ def simulate(
     except (SimulationError, ValueError, OSError, ImportError, openmm.OpenMMException) as error:
         raise _fail(error) from None
     deviation = temperature_deviation(directory)
-    if deviation is not None and abs(deviation) > 0.1:
-        is_direct = read_settings(directory).forces == "direct"
-        remedy = "Direct forces put heat in: use --forces mts or conservative" if is_direct else "Take shorter steps"
+    if deviation is not None:
+        heated = deviation > 0 and read_settings(directory).forces == "direct"
+        remedy = "Direct forces put heat in: use --forces mts or conservative" if heated else "Take shorter steps"
         console.print(
             f"[bold yellow]notice:[/] the mean temperature is {100 * deviation:+.0f}% off the thermostat's. {remedy}, or raise --friction.",
             highlight=False,

@@ -196,7 +196,13 @@ def diagnose() -> Diagnosis:
     for package in ("openmm-se3", "openmm", "torch", "openmmml", "numpy"):
         versions[package] = installed_version(package) or "not installed"
     versions["openmm-torch"] = ", ".join(f"{d.name} {d.version}" for d in openmmtorch_builds()) or "not installed"
-    driver, cuda, sees_gpu, platforms = _driver(), None, False, []
+    driver, cuda, sees_gpu, platforms, silent = None, None, False, [], []
+    try:
+        driver = _driver()
+    except (subprocess.TimeoutExpired, OSError) as error:
+        silent = [
+            Problem(f"nvidia-smi tells nothing of the NVIDIA driver ({error})", "run it by hand; restart the machine, or install the driver again")
+        ]
     versions["NVIDIA driver, GPU"] = driver or "none"
     try:
         import torch
@@ -217,7 +223,7 @@ def diagnose() -> Diagnosis:
     except Exception as error:
         versions["openmm"] += f", but cannot be imported ({error})"
     evaluations = [e for platform in platforms for e in _evaluate_in_new_process(platform)]
-    return Diagnosis(versions, evaluations, _problems(driver, cuda, sees_gpu, platforms, evaluations))
+    return Diagnosis(versions, evaluations, silent + _problems(driver, cuda, sees_gpu, platforms, evaluations))
 
 
 if __name__ == "__main__":

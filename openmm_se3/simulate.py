@@ -27,6 +27,7 @@ from openmm_se3.simulation_files import (
     PLOT_FILE,
     STATE_FILE,
     SimulationFiles,
+    check_same_weights,
     frames_until,
     plot_log,
     portable_state,
@@ -66,7 +67,7 @@ def suitable_forces(settings: SimulationSettings, topology: app.Topology, positi
     """
     if "direct" in read_metadata(settings.model).untrained:
         return "conservative"
-    if settings.ensemble == "nvt" and topology.getPeriodicBoxVectors() is None and not molecule_of_atoms(topology, positions).any():
+    if settings.thermostatted and topology.getPeriodicBoxVectors() is None and not molecule_of_atoms(topology, positions).any():
         return "direct"
     warnings.warn(
         "forces are conservative here, since direct ones heat a liquid, and any molecule at constant energy. Multiple time steps take less "
@@ -201,14 +202,15 @@ def simulate(
     FileExistsError
         If `output` holds a run and `resume` is False.
     SimulationError
-        If there is nothing to resume, or the dynamics fail.
+        If there is nothing to resume, or only with another model than the run began with, or the dynamics fail.
     UnsupportedSystemError, ModelFileError
         For structures and models that cannot be used.
 
     Warns
     -----
     UserWarning
-        If a molecule looks like an ion or radical, or lacks hydrogens: `openmm_se3.structures.unlikely_molecules`.
+        If a molecule looks like an ion or radical, or lacks hydrogens, `openmm_se3.structures.unlikely_molecules`; if the file holds several
+        structures; if a run is resumed without its checkpoint, which is of another machine.
     """
     if resume:
         settings = read_settings(output)
@@ -239,6 +241,8 @@ def _run(
 ) -> None:
     platform = choose_platform(settings.platform)
     potential = SE3Potential(settings.model, forces=settings.forces, precision=settings.precision, inner_steps=settings.inner_steps)
+    if resume:
+        check_same_weights(output, settings.model, potential.metadata.weights_sha256)
     width = potential.max_neighbors = _width(potential.model, platform.getName(), topology, positions, output if resume else None)
     _check_box_of(settings, topology, potential.metadata)
     system = potential.createSystem(topology, removeCMMotion=settings.ensemble == "nvt", hydrogenMass=settings.hydrogen_mass)
@@ -257,11 +261,12 @@ def _run(
     outputs = SimulationFiles(output, settings, simulation)
 
     if resume:
-        frames = frames_until(restore(simulation, output), settings.report_every, output)
+        frames = frames_until(restore(simulation, output, settings.seed), settings.report_every, output)
     else:
         # Before minimising: a place that cannot be written costs no time, and a run that is killed meanwhile can be begun anew.
         output.mkdir(parents=True, exist_ok=True)
-        write_settings(replace(settings, structure=str(Path(settings.structure).resolve()), model=_absolute_model(settings.model)), output)
+        kept = replace(settings, structure=str(Path(settings.structure).resolve()), model=_absolute_model(settings.model))
+        write_settings(kept, output, potential.metadata.weights_sha256)
         if settings.minimize:
             positions = minimize(topology, positions, settings)
         with open(output / "topology.pdb", "w") as file:

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import struct
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from openmm import app, unit
 from openmm_se3.errors import SimulationError
 from openmm_se3.guard import DomainGuard
 from openmm_se3.masses import masses_of
+from openmm_se3.physics.statistics import mean_with_error
 from openmm_se3.simulation_settings import SimulationSettings
 
 SETTINGS_FILE = "settings.json"
@@ -24,6 +26,9 @@ TRAJECTORY_FILE = "trajectory.dcd"
 LOG_FILE = "log.csv"
 PLOT_FILE = "energy_temperature.png"
 FINAL_FILE = "final.pdb"
+#: Deviation of the mean temperature from the thermostat's that a user is told of, where it is beyond doubt.
+TEMPERATURE_TOLERANCE = 0.1
+_WEIGHTS = "weights_sha256"  # of the model, beside the settings in their file
 _CSV_HEADER = ("step", "time_ps", "potential_kj_per_mol", "kinetic_kj_per_mol", "total_kj_per_mol", "temperature_k")
 _CSV_PERIODIC = ("volume_nm3", "density_g_per_ml")
 
@@ -142,9 +147,10 @@ def truncate_dcd(path: Path, frames: int) -> None:
         file.write(struct.pack("<i", frames))
 
 
-def write_settings(settings: SimulationSettings, output: Path) -> None:
-    """Keep the settings of a run in its directory."""
-    _replace(output / SETTINGS_FILE, lambda p: p.write_text(json.dumps(asdict(settings), indent=1) + "\n"))
+def write_settings(settings: SimulationSettings, output: Path, weights_sha256: str | None) -> None:
+    """Keep the settings of a run in its directory, and the hash of its model's weights if it is known."""
+    kept = asdict(settings) | ({} if weights_sha256 is None else {_WEIGHTS: weights_sha256})
+    _replace(output / SETTINGS_FILE, lambda p: p.write_text(json.dumps(kept, indent=1) + "\n"))
 
 
 def read_settings(output: Path) -> SimulationSettings:
@@ -157,11 +163,32 @@ def read_settings(output: Path) -> SimulationSettings:
     """
     file = output / SETTINGS_FILE
     try:
-        return SimulationSettings(**json.loads(file.read_text()))
+        return SimulationSettings(**{name: value for name, value in json.loads(file.read_text()).items() if name != _WEIGHTS})
     except FileNotFoundError:
         raise SimulationError(f"{output} holds no run to resume (no {SETTINGS_FILE})") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError) as error:
         raise SimulationError(f"{file} holds no settings of a run: {error}") from error
+
+
+def weights_of_run(output: Path) -> str | None:
+    """Hash of the weights of a run's model, None of a run from before it was kept."""
+    return json.loads((output / SETTINGS_FILE).read_text()).get(_WEIGHTS)
+
+
+def check_same_weights(output: Path, model: str, weights_sha256: str) -> None:
+    """Refuse to go on with another model than the run in a directory began with.
+
+    Raises
+    ------
+    SimulationError
+        If the weights differ.
+    """
+    began = weights_of_run(output)
+    if began not in (None, weights_sha256):
+        raise SimulationError(
+            f"the run in {output} began with other weights (SHA-256 {began[:12]}) than {model} has now ({weights_sha256[:12]}); "
+            "put that model back (a released one comes with the version of openmm-se3 that the run began with), or begin a new run"
+        )
 
 
 def extend(output: Path, steps: int) -> None:
@@ -182,7 +209,7 @@ def extend(output: Path, steps: int) -> None:
     settings = read_settings(output)
     if steps < settings.steps:
         raise SimulationError(f"the run in {output} is of {settings.steps} steps; --steps {steps} would end it before")
-    write_settings(replace(settings, steps=steps), output)
+    write_settings(replace(settings, steps=steps), output, weights_of_run(output))
 
 
 def portable_state(output: Path) -> openmm.State:
@@ -190,12 +217,33 @@ def portable_state(output: Path) -> openmm.State:
     return openmm.XmlSerializer.deserialize((output / STATE_FILE).read_text())
 
 
-def restore(simulation: app.Simulation, output: Path) -> int:
-    """Load the checkpoint; where it is of another machine or platform, the portable state. Returns the step."""
+def restore(simulation: app.Simulation, output: Path, seed: int) -> int:
+    """Load the checkpoint; where it is of another machine or platform, the portable state. Returns the step.
+
+    The checkpoint holds the state of the random numbers, the portable state does not. There they begin from a seed of their own, derived from that of
+    the run and the step: from the run's they would repeat those of its first steps.
+
+    Warns
+    -----
+    UserWarning
+        If it is the portable state.
+    """
+    context = simulation.context
     try:
-        simulation.context.loadCheckpoint((output / CHECKPOINT_FILE).read_bytes())
+        context.loadCheckpoint((output / CHECKPOINT_FILE).read_bytes())
     except openmm.OpenMMException:
-        simulation.context.setState(portable_state(output))
+        state = portable_state(output)
+        own = int(np.random.SeedSequence([seed, state.getStepCount()]).generate_state(1)[0]) % (2**31 - 1) + 1
+        for part in (simulation.integrator, *simulation.system.getForces()):
+            if hasattr(part, "setRandomNumberSeed"):
+                part.setRandomNumberSeed(own)
+        context.reinitialize()
+        context.setState(state)
+        warnings.warn(
+            f"{output / CHECKPOINT_FILE} is of another machine, platform or version, so the run goes on from {STATE_FILE}: with the same positions "
+            "and velocities, but, where there is a thermostat or barostat, other random numbers than it would have had there",
+            stacklevel=2,
+        )
     return int(simulation.currentStep)
 
 
@@ -213,13 +261,18 @@ def temperature_deviation(output: Path) -> float | None:
     Returns
     -------
     float or None
-        None where there is no thermostat, or there are fewer than 100 samples to judge by.
+        None where it is not more than `TEMPERATURE_TOLERANCE` by two standard errors: few samples of few atoms scatter by more. None, too, where
+        there is no thermostat, or there are fewer than 100 samples to judge by.
     """
     settings = read_settings(output)
     temperature = read_log(output / LOG_FILE)["temperature_k"]
-    if settings.ensemble != "nvt" or settings.temperature == 0 or len(temperature) < 100:
+    if not settings.thermostatted or settings.temperature == 0 or len(temperature) < 100:
         return None
-    return float(temperature[len(temperature) // 2 :].mean() / settings.temperature - 1)
+    judged = temperature[len(temperature) // 2 :]
+    # The time that an error takes may grow with the square of the number of samples; means of blocks of them have the same mean and error.
+    block = -(-len(judged) // 5000)
+    mean, error = mean_with_error(judged[len(judged) % block :].reshape(-1, block).mean(1) / settings.temperature)
+    return mean - 1 if abs(mean - 1) - 2 * error > TEMPERATURE_TOLERANCE else None
 
 
 def plot_log(log: Path, picture: Path) -> None:

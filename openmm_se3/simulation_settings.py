@@ -41,7 +41,7 @@ class SimulationSettings:
     hydrogen_mass : float or None
         Dalton, taken from the atoms that hydrogens are bonded to; None for their own.
     friction_per_ps : float
-        Langevin friction. The default couples tightly, because direct forces put heat in (see the model's card).
+        Langevin friction. The default couples tightly, because direct forces put heat in (see the model's card). 0 is constant energy.
     steps : int
         Steps in all.
     report_every : int
@@ -92,10 +92,18 @@ class SimulationSettings:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.pressure_bar is not None and not math.isfinite(self.pressure_bar):
             raise ValueError(f"pressure_bar must be a number, got {self.pressure_bar}")
-        if self.pressure_bar is not None and (self.ensemble != "nvt" or self.temperature == 0):
-            raise ValueError(f"a pressure needs a thermostat: ensemble nvt and a temperature above 0, got {self.ensemble} and {self.temperature:g} K")
-        if self.box_nm and (len(self.box_nm) != 3 or not min(self.box_nm) > 0 or not max(self.box_nm) < math.inf):
+        if self.pressure_bar is not None and not (self.thermostatted and self.temperature > 0):
+            raise ValueError(
+                f"a pressure needs a thermostat: ensemble nvt, a temperature and a friction above 0, got {self.ensemble}, {self.temperature:g} K and "
+                f"{self.friction_per_ps:g}/ps"
+            )
+        if self.box_nm and (len(self.box_nm) != 3 or not all(0 < edge < math.inf for edge in self.box_nm)):
             raise ValueError(f"box_nm must be three positive edges in nm, or empty, got {self.box_nm}")
+
+    @property
+    def thermostatted(self) -> bool:
+        """Whether a heat bath is coupled to the atoms."""
+        return self.ensemble == "nvt" and self.friction_per_ps > 0
 
     @property
     def step_fs(self) -> float:

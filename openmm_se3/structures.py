@@ -1,10 +1,13 @@
 """Read structure files into an OpenMM topology and positions."""
 
+import re
+import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from io import StringIO
 from itertools import permutations
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,8 +54,8 @@ def read_structure(path: str | Path, box_nm: Sequence[float] | None = None) -> t
     """Read PDB, mmCIF, SDF, MOL or (extended) xyz.
 
     No atom of a PDB file is left out because it is called like another in its residue, as files by ASE or Open Babel have it: such atoms get
-    new names. A box of 1 Angstrom, which PDB files of molecules without a crystal hold, counts as none. Where hydrogens of a file have no bond,
-    as in a ligand without CONECT records, atoms without bonds get them by distance.
+    new names. A box of 1 Angstrom, which PDB files of molecules without a crystal hold, counts as none. Atoms without a bond, as in a ligand without
+    CONECT records, get those that distances tell, but not an ion, alone in its residue.
 
     Parameters
     ----------
@@ -69,7 +72,13 @@ def read_structure(path: str | Path, box_nm: Sequence[float] | None = None) -> t
     Raises
     ------
     UnsupportedSystemError
-        If the file is missing, of another format, unreadable or without atoms.
+        If the file is missing, of another format, unreadable or without atoms, or states a charge or a spin (extended xyz) or charges that do not
+        sum to zero (SDF and MOL).
+
+    Warns
+    -----
+    UserWarning
+        If the file holds several structures, of which the first is taken.
     """
     path = Path(path)
     if not path.is_file():
@@ -78,26 +87,65 @@ def read_structure(path: str | Path, box_nm: Sequence[float] | None = None) -> t
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise UnsupportedSystemError(f"{path}: unknown kind of structure file {suffix!r}; expected one of {', '.join(SUFFIXES)}")
+    charge = multiplicity = None
     try:
         if suffix in (".pdb", ".cif"):
             with open(path) as text:
-                file = app.PDBFile(StringIO(_with_distinct_names(text))) if suffix == ".pdb" else app.PDBxFile(text)
+                if suffix == ".pdb":
+                    file = app.PDBFile(StringIO(_with_distinct_names(text)))
+                else:
+                    file = app.PDBxFile(StringIO(_without_unknown_cell(text.read())))
+            count = file.getNumFrames()
             topology, positions = file.topology, np.array(file.getPositions(asNumpy=True).value_in_unit(unit.nanometer))
             box = topology.getPeriodicBoxVectors()
             if box is not None and np.allclose(np.diag(box.value_in_unit(unit.angstrom)), 1.0):
                 topology.setPeriodicBoxVectors(None)
         else:
-            topology, positions = _read_with_ase(path, box_nm)
+            topology, positions, charge, multiplicity = _read_with_ase(path, box_nm)
+            count = _structures_in(path.read_text(), suffix)
     except Exception as error:  # the parsers raise whatever they met
         kind = "mmCIF, the only kind of .cif file that is read (make an extended xyz file of another, for example with ASE)"
         kind = kind if suffix == ".cif" else f"{suffix[1:]}, which its name says it is"
-        raise UnsupportedSystemError(f"{path}: cannot be read as {kind} ({type(error).__name__}: {error})") from error
+        reason = f"{type(error).__name__}: {error}"
+        if isinstance(error, KeyError) and suffix not in (".pdb", ".cif"):  # ASE's word for what is no element
+            reason = f"{error} is no chemical symbol; give symbols instead of atomic numbers, and H for deuterium"
+        raise UnsupportedSystemError(f"{path}: cannot be read as {kind} ({reason})") from error
     if topology.getNumAtoms() == 0:
         raise UnsupportedSystemError(f"{path}: holds no atoms")
+    if charge is not None or multiplicity is not None:
+        from openmm_se3.force import check_neutral  # which imports this module
+
+        try:
+            check_neutral(charge, multiplicity)
+        except UnsupportedSystemError as error:
+            raise UnsupportedSystemError(f"{path}: {error}") from None
+    if count > 1:
+        warnings.warn(f"{path} holds {count} structures; the first is taken", stacklevel=2)
     if box_nm is not None:
         topology.setPeriodicBoxVectors(np.diag(box_nm) * unit.nanometer if len(box_nm) else None)
-    _bond_loose_hydrogens(topology, positions)
+    _bond_loose_atoms(topology, positions)
     return topology, positions
+
+
+def _without_unknown_cell(text: str) -> str:
+    """Text of an mmCIF file without a cell whose edges it says are not known, as NMR and predicted structures have it."""
+    return re.sub(r"(?m)^_cell\..*\n?", "", text) if re.search(r"(?m)^_cell\.length_[abc]\s+[?.]\s*$", text) else text
+
+
+def _structures_in(text: str, suffix: str) -> int:
+    """How many structures the text of an xyz, SDF or MOL file holds."""
+    if suffix != ".xyz":
+        return max(1, len(re.findall(r"(?m)^M  END", text)))
+    lines, here, count = text.splitlines(), 0, 0
+    while here < len(lines) and lines[here].strip().isdigit():
+        here += int(lines[here]) + 2
+        count += 1
+    return count
+
+
+def _formal_charge(text: str) -> int:
+    """Sum of the charges that the first structure of an SDF or MOL file states, in lines ``M  CHG`` of their number, then atoms and charges."""
+    return sum(int(charge) for line in re.findall(r"(?m)^M  CHG(.*)", text.partition("M  END")[0]) for charge in line.split()[2::2])
 
 
 def _with_distinct_names(lines: Iterable[str]) -> str:
@@ -150,19 +198,22 @@ def _numbered(stems: Sequence[str], taken: Collection[str] = ()) -> list[str]:
     return names
 
 
-def _bond_loose_hydrogens(topology: app.Topology, positions: np.ndarray) -> None:
-    """Bonds by distance for atoms that have none, if hydrogens are among these: no hydrogen of a molecule is without a bond."""
+def _bond_loose_atoms(topology: app.Topology, positions: np.ndarray) -> None:
+    """Bonds by distance for atoms that have none, such as those of molecules that OpenMM does not know."""
     bonded = {atom.index for bond in topology.bonds() for atom in bond}
     made = list(topology.atoms())
-    if all(a.index in bonded for a in made if a.element is not None and a.element.atomic_number == 1):
+    if len(bonded) == len(made):
         return
+    # An ion may be as near to a water as a bond is long, and so may a virtual site, which has no element.
+    apart = {a.index for a in made if a.element is None or (len(a.residue) == 1 and a.element.atomic_number != 1)}
     first, second, _ = _bonds_and_molecules(as_ase(topology, positions))
     for i, j in zip(first.tolist(), second.tolist(), strict=True):
-        if i < j and not (i in bonded and j in bonded):
+        if i < j and not (i in bonded and j in bonded) and not {i, j} & apart:
             topology.addBond(made[i], made[j])
 
 
-def _read_with_ase(path: Path, box_nm: Sequence[float] | None) -> tuple[app.Topology, np.ndarray]:
+def _read_with_ase(path: Path, box_nm: Sequence[float] | None) -> tuple[app.Topology, np.ndarray, Any, Any]:
+    """Topology, positions (nm), and the charge and multiplicity that the file states, None where it does not."""
     from ase import units
     from ase.io import read
 
@@ -180,7 +231,10 @@ def _read_with_ase(path: Path, box_nm: Sequence[float] | None) -> tuple[app.Topo
         topology.setPeriodicBoxVectors(box * unit.nanometer)
     elif atoms.pbc.any():
         raise ValueError(f"pbc is {atoms.pbc.tolist()}; all directions must be periodic, or none")
-    return topology, positions * (units.Ang / units.nm)
+    # A mere word of a comment line is True to ASE.
+    stated = {name: value for name, value in atoms.info.items() if isinstance(value, Real) and not isinstance(value, bool)}
+    charge = stated.get("charge") if path.suffix.lower() == ".xyz" else _formal_charge(path.read_text())
+    return topology, positions * (units.Ang / units.nm), charge, stated.get("multiplicity")
 
 
 def reduced_cell(atoms: "Atoms") -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,7 @@ from openmm import unit
 from torch import Tensor
 
 from openmm_se3.binding import modes_of
+from openmm_se3.errors import ModelFileError
 from openmm_se3.force import create_forces
 from openmm_se3.model_file import ModelMetadata, load_model
 from openmm_se3.platforms import platform_names
@@ -66,7 +67,10 @@ def _relative(difference: Tensor, reference: Tensor) -> float:
 
 def _structure(metadata: ModelMetadata) -> tuple[Tensor, Tensor]:
     """The largest golden structure without a box, slightly distorted, so that it has no symmetry: float64 nm and numbers."""
-    golden = max((g for g in metadata.golden if g.box_vectors_nm is None), key=lambda g: len(g.atomic_numbers))
+    without_box = [g for g in metadata.golden if g.box_vectors_nm is None]
+    if not without_box:
+        raise ModelFileError(f"model {metadata.name!r}: none of its {len(metadata.golden)} golden structures is without a box; export it with one")
+    golden = max(without_box, key=lambda g: len(g.atomic_numbers))
     x = torch.tensor(golden.positions_nm, dtype=torch.float64)
     noise = np.random.default_rng(7).normal(scale=0.002, size=tuple(x.shape))
     return x + torch.tensor(noise), torch.tensor(golden.atomic_numbers)
@@ -113,7 +117,7 @@ def validate_model(name_or_path: str | Path, with_openmm: bool = True) -> list[C
     Raises
     ------
     ModelFileError
-        If the file cannot even be opened: see `load_model`.
+        If the file cannot even be opened, see `load_model`, or has no golden structure without a box, which the checks take.
     """
     model = load_model(name_or_path)
     metadata: ModelMetadata = model.metadata
@@ -169,7 +173,7 @@ def _check_form(model: torch.jit.ScriptModule, x: Tensor, z: Tensor, add: _Add) 
     limit = AGREEMENT_LIMIT[x.dtype]
     worst = 0.0
     for _ in range(30):  # the interpreter optimises during the first calls; the numbers must stay
-        worst = max(worst, float((model(x, z)[1] - forces).abs().max()))
+        worst = float(np.maximum(worst, float((model(x, z)[1] - forces).abs().max())))  # of which NaN is the largest, unlike in Python's
     add("calls 1 to 30 agree, kJ/mol/nm", worst, limit)
     add("inputs are changed", float((x - before).abs().max()), 0.0)
     buffer = io.BytesIO()
@@ -189,13 +193,13 @@ def _check_symmetries(model: torch.jit.ScriptModule, x: Tensor, z: Tensor, limit
     def error(moved: Tensor, numbers: Tensor, back: Callable[[Tensor], Tensor]) -> float:
         e, f = model(moved, numbers)
         g = _conservative(model, moved, numbers, None)
-        return max(_relative(e - energy, size), _relative(back(f) - direct, direct), _relative(back(g) - gradient, gradient))
+        return float(np.max([_relative(e - energy, size), _relative(back(f) - direct, direct), _relative(back(g) - gradient, gradient)]))
 
     for name, reflect in (("rotation", False), ("reflection", True)):
         worst = 0.0
         for _ in range(5):
             rotation = _random_rotation(rng, reflect).to(x.dtype)
-            worst = max(worst, error(x @ rotation.T, z, partial(torch.matmul, other=rotation)))
+            worst = float(np.maximum(worst, error(x @ rotation.T, z, partial(torch.matmul, other=rotation))))
         add(f"equivariance under {name}, relative", worst, limit)
     add("equivariance under translation, relative", error(x + 0.5, z, lambda f: f), limit)
     order = torch.tensor(rng.permutation(len(z)))
@@ -250,7 +254,7 @@ def _check_fast(model: torch.jit.ScriptModule, x: Tensor, z: Tensor, box: Tensor
     rng = np.random.default_rng(17)
     rotation = _random_rotation(rng, True).to(x.dtype)
     turned_energy, turned = model.fast(x @ rotation.T, z)
-    error = max(_relative(turned_energy - energy, energy), _relative(turned @ rotation - forces, forces))
+    error = float(np.max([_relative(turned_energy - energy, energy), _relative(turned @ rotation - forces, forces)]))
     add("fast forces under rotation and reflection, relative", error, limit)
     order = torch.tensor(rng.permutation(len(z)))
     add("fast forces under permutation, relative", _relative(model.fast(x[order], z[order])[1] - forces[order], forces), limit)

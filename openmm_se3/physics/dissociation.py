@@ -1,7 +1,7 @@
 """Dissociation curves and the repulsive wall: no way down into contact, no minimum that chemistry does not know."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import combinations_with_replacement
 
 import numpy as np
@@ -21,7 +21,7 @@ WALL_SHARE = 0.75
 
 @dataclass(frozen=True)
 class Shape:
-    """What is wrong with a curve, kJ/mol; zeros for a sound one.
+    """What is wrong with a curve, kJ/mol; zeros for a sound one, NaN throughout for one with an energy that is NaN.
 
     Attributes
     ----------
@@ -62,6 +62,8 @@ def curve_shape(distances: np.ndarray, energies: np.ndarray, expected_well: floa
     expected_well : float
         Where to look for the well: from there downhill.
     """
+    if np.isnan(energies).any():
+        return Shape(*[float("nan")] * len(fields(Shape)))
     i = int(np.argmin(np.abs(distances - expected_well)))
     while True:
         lower = min((k for k in (i - 1, i + 1) if 0 <= k < len(energies)), key=lambda k: energies[k])
@@ -144,11 +146,11 @@ def bare_pairs(subject: Subject, settings: PhysicsSettings) -> tuple[list[Quanti
         energies = np.array([surface.energy(np.array([[0.0, 0, 0], [d, 0, 0]])) for d in r])
         inside = np.arange(len(r)) < len(wall)
         drops[f"{a}-{b}"] = _largest_drop(energies[inside][::-1])
-        holes[f"{a}-{b}"] = max(0.0, float(energies[~inside].min() - energies[inside].min()))
+        holes[f"{a}-{b}"] = float(np.maximum(0.0, energies[~inside].min() - energies[inside].min()))
         lines.append(Line(f"{a}-{b}", (r * ANGSTROM_PER_NM).tolist(), energies.tolist()))
     for what, values in (("fall inwards by", drops), ("hole on the wall", holes)):
-        worst = max(values, key=lambda k: values[k])
-        named = f" ({worst})" if values[worst] > 0 else ""
+        worst = max(values, key=lambda k: (np.isnan(values[k]), values[k]))
+        named = f" ({worst})" if values[worst] != 0 else ""
         quantities.append(Quantity(f"bare pairs: {what}{named}", values[worst], "kJ/mol", must=0.0))
     return quantities, Panel("bare pairs of atoms", "distance (Angstrom)", "energy (kJ/mol)", lines, (-500.0, 3000.0))
 
@@ -178,7 +180,7 @@ def measure_dissociation(subject: Subject, settings: PhysicsSettings) -> Section
             notes.append(f"{path.name}: falls inwards from {top}")
         bottom = float(energies[np.argmin(np.abs(r - shape.well))])
         lines = [Line("model", (r * ANGSTROM_PER_NM).tolist(), (energies - bottom).tolist())]
-        reach = max(float(energies[r > shape.well].max() - bottom), 10.0)
+        reach = max(10.0, float(energies[r > shape.well].max(initial=bottom) - bottom))  # 10 where that is NaN
         if path.reference is not None:
             ref = path.reference
             lines.append(Line(level_of_theory(), ref.values.tolist(), (ref.energies - ref.energies.min()).tolist(), points=True))

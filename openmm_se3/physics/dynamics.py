@@ -7,6 +7,7 @@ import numpy as np
 import openmm
 from openmm import unit
 
+from openmm_se3.integrators import MultipleTimeStepIntegrator
 from openmm_se3.masses import masses_of
 from openmm_se3.physics.harmonic import rigid_motions
 from openmm_se3.physics.units import BOLTZMANN
@@ -51,6 +52,11 @@ def velocities(positions: np.ndarray, masses: np.ndarray, temperature: float, se
     return (weighted * np.sqrt(wanted / norm if norm > 0 else 0.0)).reshape(-1, 3) / np.sqrt(masses)[:, None]
 
 
+def time_not_reached(time: np.ndarray, picoseconds: float) -> float:
+    """What a run that ended early lacks of its length, ps; not 0 where only its last sample shows why it ended."""
+    return max(picoseconds - (float(time[-1]) if len(time) else 0.0), 1e-3)
+
+
 @dataclass(frozen=True)
 class Trace:
     """What was recorded of a run.
@@ -60,7 +66,8 @@ class Trace:
     time : ndarray
         ``(n,)`` ps.
     positions, velocities : ndarray
-        ``(n, n_atoms, 3)`` nm and nm/ps; of an integrator of leapfrog type, velocities of half a step before.
+        ``(n, n_atoms, 3)`` nm and nm/ps; of an integrator of leapfrog type, and of `MultipleTimeStepIntegrator` with friction, velocities of half a
+        step before, which have the temperature of the bath.
     complete : bool
         False where it ended early, because coordinates were not finite or the temperature above `HOTTEST`.
     """
@@ -124,6 +131,8 @@ def run(
             break
         x = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
         v = state.getVelocities(asNumpy=True).value_in_unit(unit.nanometer / unit.picosecond)
+        if isinstance(integrator, MultipleTimeStepIntegrator):
+            v = v - integrator.getLastKick()
         if not np.isfinite([x, v]).all():
             complete = False
             break

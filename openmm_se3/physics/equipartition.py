@@ -7,7 +7,7 @@ from openmm import unit
 
 from openmm_se3.binding import MULTIPLE_TIME_STEPS, modes_of
 from openmm_se3.integrators import MultipleTimeStepIntegrator
-from openmm_se3.physics.dynamics import Progress, Trace, run, velocities
+from openmm_se3.physics.dynamics import Progress, Trace, run, time_not_reached, velocities
 from openmm_se3.physics.report import Line, Panel, Quantity, Section, thinned
 from openmm_se3.physics.settings import PhysicsSettings
 from openmm_se3.physics.statistics import mean_with_error
@@ -70,7 +70,7 @@ def langevin_trace(
 
 
 def measure_equipartition(subject: Subject, settings: PhysicsSettings, progress: Progress | None = None) -> Section:
-    """Temperature by element of each molecule with each kind of forces that the settings name."""
+    """Temperature by element of each molecule with each kind of forces that the settings name; of a run that blew up the time that it lacks, too."""
     quantities: list[Quantity] = []
     panels: list[Panel] = []
     notes: list[str] = []
@@ -81,6 +81,9 @@ def measure_equipartition(subject: Subject, settings: PhysicsSettings, progress:
         system = potential.createSystem(topology_of(at.atoms), removeCMMotion=False)
         share = None if progress is None else (lambda done, k=k: progress((k + done) / len(runs)))
         trace = langevin_trace(system, forces, at.atoms, at.positions_nm, settings, share)
+        if not trace.complete:
+            missing = time_not_reached(trace.time - DISCARD * settings.langevin_ps, settings.langevin_ps)
+            quantities.append(Quantity(f"{name}, {forces}: time not reached", missing, "ps", must=0.0))
         if not len(trace.time):
             notes.append(f"{name}, {forces}: blew up at the start")
             continue

@@ -29,7 +29,7 @@ def gradient_error(energy: Callable[[np.ndarray], float], force: Callable[[np.nd
     Returns
     -------
     float
-        ``||F + dE/dx|| / ||dE/dx||``.
+        ``||F + dE/dx|| / ||dE/dx||``; NaN where an energy is not finite.
     """
     gradient = np.zeros(positions.size)
     for j in range(positions.size):
@@ -39,7 +39,7 @@ def gradient_error(energy: Callable[[np.ndarray], float], force: Callable[[np.nd
                 moved = positions.reshape(-1).copy()
                 moved[j] += k * step
                 derivatives[i] += weight * energy(moved.reshape(-1, 3)) / (12 * step)
-        gradient[j] = derivatives[1:][np.argmin(np.abs(np.diff(derivatives)))]
+        gradient[j] = derivatives[1:][np.argmin(np.abs(np.diff(derivatives)))] if np.isfinite(derivatives).all() else np.nan
     return float(np.linalg.norm(force(positions).reshape(-1) + gradient) / np.linalg.norm(gradient))
 
 
@@ -49,6 +49,6 @@ def measure_gradient(subject: Subject, settings: PhysicsSettings) -> Section:
     for name in settings.molecules:
         surface = subject.surface(subject.minimum(name).symbols)
         frames = subject.thermal_frames(name, settings.temperature, settings.frames, settings.seed)
-        worst = max(gradient_error(surface.energy, surface.conservative, x) for x in frames)
+        worst = float(np.max([gradient_error(surface.energy, surface.conservative, x) for x in frames]))
         quantities.append(Quantity(f"{name}: |F + dE/dx| / |dE/dx|", worst, must=1e-6, aim=1e-8))
     return Section("gradient", "F = -dE/dx, float64", quantities)

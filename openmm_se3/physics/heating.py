@@ -9,7 +9,7 @@ from openmm import unit
 from openmm_se3.binding import MULTIPLE_TIME_STEPS, modes_of
 from openmm_se3.integrators import MultipleTimeStepIntegrator
 from openmm_se3.masses import masses_of
-from openmm_se3.physics.dynamics import Progress, run, velocities
+from openmm_se3.physics.dynamics import Progress, run, time_not_reached, velocities
 from openmm_se3.physics.report import Line, Panel, Quantity, Section, thinned
 from openmm_se3.physics.settings import PhysicsSettings
 from openmm_se3.physics.statistics import mean_of_independent, slope_with_error
@@ -168,7 +168,7 @@ def molecule_at_constant_energy(
 
 
 def measure_heating(subject: Subject, settings: PhysicsSettings, progress: Progress | None = None) -> Section:
-    """Heating of each molecule with each kind of forces.
+    """Heating of each molecule with each kind of forces; of a run that blew up the time that it lacks, too, which only direct forces are forgiven.
 
     With the fast network, where a model has one, hydrogens are heavier: with their own mass, bonds to them get only four to six kicks in a
     period at an outer step of 2 fs, near enough to a resonance for kicks of that size to heat them.
@@ -186,10 +186,12 @@ def measure_heating(subject: Subject, settings: PhysicsSettings, progress: Progr
         energies = molecule_at_constant_energy(subject, at, forces, settings, hydrogen_mass, share)
         rate, error = heating_rate(energies, len(at.wavenumbers))
         # Direct forces are reported, not judged, and so is a run that is hardly longer than its start.
-        judged = forces != "direct" and settings.nve_ps >= SHORTEST_JUDGED_PS
+        missing = 0.0 if energies.complete else time_not_reached(energies.time, settings.nve_ps)
+        judged = forces != "direct" and settings.nve_ps - missing >= SHORTEST_JUDGED_PS
         limits = {"must": 0.05, "aim": 0.005} if judged else {}
         quantities.append(Quantity(f"{name}, {label}", rate, "K/ps", uncertainty=error, **limits))
         if not energies.complete:
+            quantities.append(Quantity(f"{name}, {label}: time not reached", missing, "ps", must=None if forces == "direct" else 0.0))
             notes.append(f"{name}, {label}: blew up after {energies.time[-1] if len(energies.time) else 0.0:.2f} ps")
         if name != (panels[-1].title if panels else None):
             panels.append(Panel(name, "time (ps)", "mean change of the total energy\nper degree of freedom (K)", []))

@@ -120,6 +120,16 @@ def test_refusals(change, message):
         atoms.get_potential_energy()
 
 
+def test_a_charge_that_is_set_later_is_refused():
+    """ASE would give back the energy that it keeps."""
+    atoms = molecule("H2O")
+    atoms.calc = SE3Calculator(MODEL)
+    atoms.get_potential_energy()
+    atoms.info["charge"] = 1
+    with pytest.raises(UnsupportedSystemError, match="charge 1 was asked for"):
+        atoms.get_potential_energy()
+
+
 @pytest.mark.parametrize("order", list(permutations(range(3))))
 def test_every_cell_of_a_lattice_gives_the_same(order):
     """Any order of the vectors, so also left-handed ones, and one with a long vector: energy, forces and stress are those of the lattice."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from openmm import app, unit
 
-from openmm_se3 import SE3Potential, load_model
+from openmm_se3 import SE3Potential
 from openmm_se3.errors import UnsupportedSystemError
 from tests.openmm_se3.helpers import MODEL, energy_and_forces, ethanol, ethanol_in_classical_water, numbers, potential
 
@@ -21,7 +21,7 @@ LIMIT = {"single": 1e-2, "double": 1e-4}
 
 def torch_forces(positions, z, mode, precision, box=None):
     """Energy and forces straight from the module."""
-    model = load_model(MODEL).to({"single": torch.float32, "double": torch.float64}[precision])
+    model = potential("direct", precision).model
     x = torch.tensor(positions, dtype=torch.float64, requires_grad=True)
     cell = None if box is None else torch.tensor(box, dtype=torch.float64)
     if mode == "direct":
@@ -38,7 +38,7 @@ def torch_forces(positions, z, mode, precision, box=None):
 class TestSameNumbersEverywhere:
     def test_asymmetric_molecule(self, mode, precision, platform):
         topology, positions = ethanol()
-        system = SE3Potential(MODEL, forces=mode, precision=precision).createSystem(topology)
+        system = potential(mode, precision).createSystem(topology)
         energy, forces = energy_and_forces(system, positions, platform)
         expected_energy, expected = torch_forces(positions, numbers(topology), mode, precision)
         assert np.abs(forces - expected).max() < LIMIT[precision]
@@ -55,7 +55,7 @@ class TestSameNumbersEverywhere:
         system = openmm.System()
         for _ in range(18):
             system.addParticle(1.0)
-        SE3Potential(MODEL, forces=mode, precision=precision).addForces(both.topology, system, atoms.tolist())
+        potential(mode, precision).addForces(both.topology, system, atoms.tolist())
         energy, forces = energy_and_forces(system, x, platform)
         expected_energy, expected = torch_forces(x[atoms], z[atoms], mode, precision)
         assert np.abs(forces[atoms] - expected).max() < LIMIT[precision]
@@ -70,7 +70,7 @@ class TestSameNumbersEverywhere:
         fractional = (positions - positions.mean(0)) @ np.linalg.inv(box)
         wrapped = (fractional - np.floor(fractional)) @ box
         assert np.ptp(wrapped, axis=0).max() > 1.0
-        system = SE3Potential(MODEL, forces=mode, precision=precision).createSystem(topology)
+        system = potential(mode, precision).createSystem(topology)
         assert system.usesPeriodicBoundaryConditions()
         energy, forces = energy_and_forces(system, wrapped, platform)
         expected_energy, expected = torch_forces(wrapped, numbers(topology), mode, precision, box)
@@ -87,7 +87,7 @@ def test_calls_1_3_and_30_agree(mode):
     """TorchScript optimises a module during its first calls; the forces must not change with it."""
     topology, positions = ethanol()
     context = openmm.Context(
-        SE3Potential(MODEL, forces=mode, precision="double").createSystem(topology),
+        potential(mode).createSystem(topology),
         openmm.VerletIntegrator(0.001),
         openmm.Platform.getPlatformByName("Reference"),
     )
@@ -101,15 +101,18 @@ def test_calls_1_3_and_30_agree(mode):
 
 def test_conservative_forces_are_the_gradient_of_the_energy():
     topology, positions = ethanol()
-    system = SE3Potential(MODEL, forces="conservative", precision="double").createSystem(topology)
-    _, forces = energy_and_forces(system, positions)
+    system = potential("conservative").createSystem(topology)
+    context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
+    context.setPositions(positions)
+    forces = context.getState(getForces=True).getForces(asNumpy=True)._value
     h = 1e-6
     for atom, axis in ((0, 0), (2, 1), (8, 2)):
         moved = []
         for sign in (1, -1):
             x = positions.copy()
             x[atom, axis] += sign * h
-            moved.append(energy_and_forces(system, x)[0])
+            context.setPositions(x)
+            moved.append(context.getState(getEnergy=True).getPotentialEnergy()._value)
         assert -(moved[0] - moved[1]) / (2 * h) == pytest.approx(forces[atom, axis], rel=1e-6, abs=1e-3)
 
 
@@ -131,13 +134,13 @@ def test_every_image_within_the_cutoff_counts():
 class TestSystems:
     def test_create_system(self):
         topology, _ = ethanol()
-        system = SE3Potential(MODEL).createSystem(topology, forceGroup=3)
+        system = potential("direct", "single").createSystem(topology, forceGroup=3)
         masses = [system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(9)]
         assert masses == pytest.approx([a.element.mass.value_in_unit(unit.dalton) for a in topology.atoms()])
         assert system.getNumConstraints() == 0
         assert system.getForce(0).getForceGroup() == 3
         assert sum(isinstance(f, openmm.CMMotionRemover) for f in system.getForces()) == 1
-        assert SE3Potential(MODEL).createSystem(topology, removeCMMotion=False).getNumForces() == 1
+        assert potential("direct", "single").createSystem(topology, removeCMMotion=False).getNumForces() == 1
 
     def test_through_openmmml(self):
         from openmmml import MLPotential
@@ -146,7 +149,7 @@ class TestSystems:
         from openmm_se3.openmmml_plugin import SE3PotentialImplFactory
 
         topology, positions = ethanol()
-        expected = energy_and_forces(SE3Potential(MODEL).createSystem(topology), positions)
+        expected = energy_and_forces(potential("direct", "single").createSystem(topology), positions)
         for name, arguments in ((MODEL, {}), ("se3", {"modelPath": str(find_model(MODEL))})):
             assert isinstance(MLPotential._implFactories[name], SE3PotentialImplFactory)  # registered by the entry point
             energy, forces = energy_and_forces(MLPotential(name, **arguments).createSystem(topology), positions)
@@ -175,7 +178,7 @@ class TestSystems:
 
     def test_mixed_system_takes_any_iterable(self):
         topology, classical, x = ethanol_in_classical_water()
-        se3 = SE3Potential(MODEL)
+        se3 = potential("direct", "single")
         expected = energy_and_forces(se3.createMixedSystem(topology, classical, list(range(9))), x)[0]
         assert energy_and_forces(se3.createMixedSystem(topology, classical, (i for i in range(9))), x)[0] == pytest.approx(expected, abs=1e-6)
 
@@ -195,11 +198,11 @@ class TestSystems:
     def test_mixed_system(self):
         """Ethanol by the model, in water of a classical force field; water far from it keeps its classical forces."""
         topology, classical, x = ethanol_in_classical_water()
-        mixed = SE3Potential(MODEL).createMixedSystem(topology, classical, list(range(9)))
+        mixed = potential("direct", "single").createMixedSystem(topology, classical, list(range(9)))
         _, mixed_forces = energy_and_forces(mixed, x)
         _, classical_forces = energy_and_forces(classical, x)
         np.testing.assert_allclose(mixed_forces[9:], classical_forces[9:], atol=1e-3)
-        ml = energy_and_forces(SE3Potential(MODEL).createSystem(ethanol()[0]), x[:9])[1]
+        ml = energy_and_forces(potential("direct", "single").createSystem(ethanol()[0]), x[:9])[1]
         outside = energy_and_forces(_only_between(classical.getForce(0), x), x)[1]
         np.testing.assert_allclose(mixed_forces[:9], ml + outside[:9], atol=1e-2)
 
@@ -241,11 +244,11 @@ class TestRefusals:
         residue = next(topology.residues())
         topology.addAtom("CL1", app.Element.getBySymbol("Cl"), residue)
         with pytest.raises(UnsupportedSystemError, match="not trained on Cl; it knows H, C, N, O"):
-            SE3Potential(MODEL).createSystem(topology)
+            potential("direct", "single").createSystem(topology)
 
     def test_no_atoms(self):
         with pytest.raises(UnsupportedSystemError, match="no atoms"):
-            SE3Potential(MODEL).createSystem(app.Topology())
+            potential("direct", "single").createSystem(app.Topology())
         topology, _ = ethanol()
         with pytest.raises(UnsupportedSystemError, match="no atoms"):
             SE3Potential(MODEL).addForces(topology, openmm.System(), [])
@@ -254,7 +257,7 @@ class TestRefusals:
         topology, _ = ethanol()
         topology.addAtom("M", None, next(topology.residues()))
         with pytest.raises(UnsupportedSystemError, match=r"atoms \[9\] have no element"):
-            SE3Potential(MODEL).createSystem(topology)
+            potential("direct", "single").createSystem(topology)
 
     @pytest.mark.parametrize(("atoms", "message"), [([0, 99], r"atoms holds \[99\]"), ([0, 0], "more than once"), ([-1], r"\[-1\]")])
     def test_bad_indices(self, atoms, message):
@@ -274,7 +277,7 @@ class TestRefusals:
         topology, _ = ethanol()
         topology.setUnitCellDimensions(openmm.Vec3(2.0, 0.9, 2.0) * unit.nanometer)
         with pytest.raises(UnsupportedSystemError, match=r"box is too small: its smallest diagonal element is 0.9 nm.*at least 1 nm"):
-            SE3Potential(MODEL).createSystem(topology)
+            potential("direct", "single").createSystem(topology)
 
     @pytest.mark.parametrize(("mode", "scale"), [("direct", None), ("direct", "lambda_se3"), ("conservative", None), ("mts", "lambda_se3")])
     def test_box_that_shrinks_later(self, mode, scale):
@@ -305,7 +308,7 @@ class TestRefusals:
     def test_coordinates_that_are_not_finite_never_give_a_number(self):
         topology, positions = ethanol()
         positions[3, 1] = np.nan
-        system = SE3Potential(MODEL).createSystem(topology)
+        system = potential("direct", "single").createSystem(topology)
         context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
         context.setPositions(positions)
         assert np.isnan(context.getState(getEnergy=True).getPotentialEnergy()._value)

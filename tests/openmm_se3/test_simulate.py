@@ -26,8 +26,8 @@ from openmm_se3.cli import app as cli
 from openmm_se3.errors import SimulationError, UnsupportedSystemError
 from openmm_se3.installation import MEND
 from openmm_se3.platforms import torch_threads
-from openmm_se3.simulate import simulate
-from openmm_se3.simulation_files import extend, read_log, temperature_deviation, truncate_dcd
+from openmm_se3.simulate import simulate, suitable_forces
+from openmm_se3.simulation_files import extend, read_log, restore, temperature_deviation, truncate_dcd, write_settings
 from openmm_se3.simulation_settings import SimulationSettings
 from openmm_se3.structures import check_coordinates, read_structure, topology_of, unlikely_molecules
 from tests.openmm_se3.helpers import EXAMPLES, MODEL, ROOT
@@ -164,6 +164,104 @@ class TestPDB:
             assert again.getNumBonds() == topology.getNumBonds()
 
 
+CO2 = """CRYST1   20.000   20.000   20.000  90.00  90.00  90.00 P 1           1
+HETATM    1  O   HOH A   1       0.000   0.000   0.000  1.00  0.00           O
+HETATM    2  H1  HOH A   1       0.960   0.000   0.000  1.00  0.00           H
+HETATM    3  H2  HOH A   1      -0.240   0.930   0.000  1.00  0.00           H
+HETATM    4  C   CO2 A   2       6.000   0.000   0.000  1.00  0.00           C
+HETATM    5  O1  CO2 A   2       7.160   0.000   0.000  1.00  0.00           O
+HETATM    6  O2  CO2 A   2       4.840   0.000   0.000  1.00  0.00           O
+HETATM    7 NA   NA  A   3      -2.300   0.000   0.000  1.00  0.00          NA
+HETATM    8  M   M   A   4       0.100   0.000   0.000  1.00  0.00
+"""
+
+
+def test_bonds_by_distance_without_hydrogens(tmp_path):
+    """Carbon dioxide without CONECT records, beside water whose bonds OpenMM knows, and an ion and a site that are near enough to it for bonds."""
+    (tmp_path / "x.pdb").write_text(CO2)
+    topology, _ = read_structure(tmp_path / "x.pdb")
+    assert {frozenset((a.index, b.index)) for a, b in topology.bonds()} == {frozenset(pair) for pair in ((0, 1), (0, 2), (3, 4), (3, 5))}
+
+
+CIF = """data_x
+_cell.entry_id x
+_cell.length_a ?
+_cell.length_b ?
+_cell.length_c ?
+_cell.angle_alpha ?
+_cell.angle_beta ?
+_cell.angle_gamma ?
+loop_
+_atom_site.group_PDB
+_atom_site.id
+_atom_site.type_symbol
+_atom_site.label_atom_id
+_atom_site.label_alt_id
+_atom_site.label_comp_id
+_atom_site.label_asym_id
+_atom_site.label_seq_id
+_atom_site.Cartn_x
+_atom_site.Cartn_y
+_atom_site.Cartn_z
+_atom_site.pdbx_PDB_model_num
+HETATM 1 O O . HOH A 1 0 0 0 1
+HETATM 2 H H1 . HOH A 1 .96 0 0 1
+HETATM 3 H H2 . HOH A 1 -.24 .93 0 1
+"""
+
+
+def test_a_cell_that_is_not_known_is_none(tmp_path):
+    (tmp_path / "x.cif").write_text(CIF)
+    assert read_structure(tmp_path / "x.cif")[0].getPeriodicBoxVectors() is None
+    (tmp_path / "x.cif").write_text(
+        CIF.replace("length_a ?", "length_a 20").replace("length_b ?", "length_b 20").replace("length_c ?", "length_c 20").replace(" ?", " 90")
+    )
+    assert read_structure(tmp_path / "x.cif")[0].getPeriodicBoxVectors() is not None
+
+
+@pytest.mark.parametrize("suffix", ["pdb", "cif", "sdf", "xyz"])
+def test_the_first_of_several_structures_is_taken_with_a_notice(structures, tmp_path, suffix):
+    path = tmp_path / f"x.{suffix}"
+    if suffix == "pdb":
+        path.write_text("".join(f"MODEL        {k}\n{CO2}ENDMDL\n" for k in (1, 2)))
+    elif suffix == "cif":
+        path.write_text(CIF + "".join(line[:-1] + "2\n" for line in CIF.splitlines(keepends=True) if line.startswith("HETATM")))
+    else:
+        path.write_text(2 * (structures / f"ethanol.{suffix}").read_text())
+    with pytest.warns(UserWarning, match=rf"x.{suffix} holds 2 structures; the first is taken"):
+        topology, _ = read_structure(path)
+    assert topology.getNumAtoms() == {"pdb": 8, "cif": 3}.get(suffix, 9)
+
+
+class TestChargesThatAFileStates:
+    WATER = "O 0 0 0\nH .96 0 0\nH -.24 .93 0\n"
+
+    @pytest.mark.parametrize(
+        ("comment", "message"), [("charge=-1", "charge -1 was asked for"), ("charge=0 multiplicity=3", "multiplicity 3 was asked for")]
+    )
+    def test_extended_xyz(self, tmp_path, comment, message):
+        (tmp_path / "x.xyz").write_text(f"3\n{comment}\n{self.WATER}")
+        with pytest.raises(UnsupportedSystemError, match=rf"x.xyz: {message}, but the model was trained on neutral closed shells alone"):
+            read_structure(tmp_path / "x.xyz")
+
+    @pytest.mark.parametrize("comment", ["charge=0 multiplicity=1", "water, without charge", ""])
+    def test_xyz_of_neutral_ones(self, tmp_path, comment):
+        (tmp_path / "x.xyz").write_text(f"3\n{comment}\n{self.WATER}")
+        assert read_structure(tmp_path / "x.xyz")[0].getNumAtoms() == 3
+
+    @pytest.mark.parametrize("suffix", ["sdf", "mol"])
+    def test_formal_charges(self, structures, tmp_path, suffix):
+        """Those of a nitro group, for example, sum to zero; other molecules of a file do not count."""
+        text, end = (structures / "ethanol.sdf").read_text(), "M  END"
+        path = tmp_path / f"x.{suffix}"
+        path.write_text(text.replace(end, f"M  CHG  2   1   1   3  -1\n{end}") + text.replace(end, f"M  CHG  1   1   1\n{end}"))
+        with pytest.warns(UserWarning, match="2 structures"):
+            read_structure(path)
+        path.write_text(text.replace(end, f"M  CHG  2   1   1   2   1\n{end}"))
+        with pytest.raises(UnsupportedSystemError, match="charge 2 was asked for"):
+            read_structure(path)
+
+
 def _moved(atoms, by):
     copied = atoms.copy()
     copied.translate([by, 0, 0])
@@ -252,8 +350,66 @@ class TestResume:
         settings = json.loads((tmp_path / "md" / "settings.json").read_text())
         (tmp_path / "md" / "settings.json").write_text(json.dumps({**settings, "steps": 40}))
         (tmp_path / "md" / "checkpoint.chk").write_bytes(b"of another machine")
-        simulate(None, tmp_path / "md", resume=True)
+        with pytest.warns(UserWarning, match="checkpoint.chk is of another machine, platform or version, so the run goes on from state.xml"):
+            simulate(None, tmp_path / "md", resume=True)
         assert read_log(tmp_path / "md" / "log.csv")["step"].tolist() == [10, 20, 30, 40]
+
+    @pytest.mark.filterwarnings("ignore:.*is of another machine")
+    def test_random_numbers_from_the_portable_state(self, tmp_path):
+        """Not those of the first steps again, of thermostat or barostat, but the same whenever the run goes on from there."""
+
+        def begun():
+            topology, system, periodic = topology_of(molecule("H2O")), openmm.System(), openmm.HarmonicBondForce()
+            periodic.setUsesPeriodicBoundaryConditions(True)
+            system.addForce(periodic)
+            for mass in (16.0, 1.0, 1.0):
+                system.addParticle(mass)
+            barostat = openmm.MonteCarloBarostat(1.0, 300.0, 0)
+            barostat.setRandomNumberSeed(7)
+            system.addForce(barostat)
+            integrator = openmm.LangevinMiddleIntegrator(300.0, 1e5, 0.001)  # whose velocities are all noise
+            integrator.setRandomNumberSeed(7)
+            simulation = app.Simulation(topology, system, integrator, openmm.Platform.getPlatformByName("Reference"))
+            simulation.context.setPositions(np.zeros((3, 3)))
+            return simulation, barostat
+
+        def step(simulation):
+            simulation.step(1)
+            return simulation.context.getState(positions=True, velocities=True)
+
+        (tmp_path / "checkpoint.chk").write_bytes(b"of another machine")
+        state, seeds = step(begun()[0]), [7]
+        noise = [state.getVelocities(asNumpy=True)._value]
+        for k in (1, 2):
+            (tmp_path / "state.xml").write_text(openmm.XmlSerializer.serialize(state))
+            again = []
+            for _ in range(2):
+                simulation, barostat = begun()
+                assert restore(simulation, tmp_path, 7) == k
+                state = step(simulation)
+                again.append(state.getVelocities(asNumpy=True)._value)
+            np.testing.assert_array_equal(*again)
+            noise.append(again[0])
+            seeds.append(barostat.getRandomNumberSeed())
+        assert len(set(seeds)) == 3
+        for a, b in ((0, 1), (0, 2), (1, 2)):
+            assert np.abs(noise[a] - noise[b]).max() > 0.1
+
+    def test_with_another_model(self, tmp_path):
+        simulate(replace(SHORT, steps=10, minimize=False), tmp_path / "md")
+        extend(tmp_path / "md", 20)
+        file = tmp_path / "md" / "settings.json"
+        kept = json.loads(file.read_text())
+        file.write_text(json.dumps({**kept, "weights_sha256": "0" * 64}))
+        with pytest.raises(
+            SimulationError, match=rf"began with other weights \(SHA-256 000000000000\) than {MODEL} has now \({kept['weights_sha256'][:12]}\)"
+        ):
+            simulate(None, tmp_path / "md", resume=True)
+        # A run from before the hash was kept.
+        file.write_text(json.dumps({name: value for name, value in kept.items() if name != "weights_sha256"}))
+        simulate(None, tmp_path / "md", resume=True)
+        extend(tmp_path / "md", 30)
+        assert "weights_sha256" not in json.loads(file.read_text())
 
     def test_sigkill(self, tmp_path):
         command = [sys.executable, "-m", "openmm_se3.cli", "simulate"]
@@ -389,6 +545,8 @@ class TestPressure:
     def test_refusals(self, waters, tmp_path):
         with pytest.raises(ValueError, match="a pressure needs a thermostat"):
             replace(waters, ensemble="nve")
+        with pytest.raises(ValueError, match="a friction above 0, got nvt, 300 K and 0/ps"):
+            replace(waters, friction_per_ps=0.0)
         with pytest.raises(ValueError, match="three positive edges"):
             replace(waters, box_nm=(1.2, 0.0, 1.2))
         with pytest.raises(UnsupportedSystemError, match="no periodic box, so there is no pressure to keep; give one with --box"):
@@ -420,6 +578,8 @@ class TestRefusals:
             ("x.xyz", "2\n\nH 0 0 0\nH 0 0 0.001\n", "0.001 Angstrom apart"),
             ("x.xyz", "2\n\nH 0 0 0\nH nan 0 0.8\n", "not finite"),
             ("x.xyz", "2\n\nNa 0 0 0\nCl 0 0 2.4\n", "not trained on Cl, Na"),
+            ("x.xyz", "2\n\n1 0 0 0\n1 0 0 0.7\n", "'1' is no chemical symbol; give symbols instead of atomic numbers"),
+            ("x.xyz", "2\n\nD 0 0 0\nD 0 0 0.7\n", "'D' is no chemical symbol; .* and H for deuterium"),
         ],
     )
     def test_structures(self, tmp_path, name, text, message):
@@ -441,6 +601,7 @@ class TestRefusals:
             ({"seed": 0}, "seed must be from 1 to 2147483647, got 0"),
             ({"seed": 2**31}, "seed"),
             ({"box_nm": (1.0, math.inf, 1.0)}, "box_nm"),
+            ({"box_nm": (2.0, math.nan, 2.0)}, "box_nm"),
         ],
     )
     def test_settings(self, change, message):
@@ -484,6 +645,30 @@ def test_temperature_off_the_thermostat_is_noticed(tmp_path):
     assert temperature_deviation(tmp_path / "md") == pytest.approx(1 / 3)
 
 
+@pytest.mark.parametrize(("mean", "scatter", "noticed"), [(360, 5, True), (240, 5, True), (320, 5, False), (360, 250, False)])
+@pytest.mark.parametrize("samples", [200, 20_000])
+def test_deviations_within_the_scatter_are_not_noticed(tmp_path, mean, scatter, noticed, samples):
+    """A temperature of three atoms scatters by half of itself, and stays for a while."""
+    write_settings(SHORT, tmp_path, None)
+    kelvin = mean + scatter * np.repeat(np.random.default_rng(0).normal(size=10), samples // 10)
+    rows = [f"{i},{0.01 * i},0,1,1,{value}" for i, value in enumerate(kelvin)]
+    (tmp_path / "log.csv").write_text("step,time_ps,potential_kj_per_mol,kinetic_kj_per_mol,total_kj_per_mol,temperature_k\n" + "\n".join(rows))
+    assert (temperature_deviation(tmp_path) is not None) == noticed
+    write_settings(replace(SHORT, friction_per_ps=0.0), tmp_path, None)
+    assert temperature_deviation(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("forces", "deviation", "remedy"),
+    [("direct", 0.2, "+20% .*Direct forces put heat in"), ("direct", -0.2, "-20% .*Take shorter steps"), ("mts", 0.2, "+20% .*Take shorter steps")],
+)
+def test_remedies_for_the_temperature(tmp_path, monkeypatch, forces, deviation, remedy):
+    monkeypatch.setattr("openmm_se3.simulate.simulate", lambda settings, output, *_: write_settings(settings, output, None))
+    monkeypatch.setattr("openmm_se3.simulation_files.temperature_deviation", lambda output: deviation)
+    result = CliRunner().invoke(cli, ["simulate", str(EXAMPLES / "water.xyz"), "--forces", forces, "-o", str(tmp_path)])
+    assert re.search(remedy.replace("+", r"\+"), result.output.replace("\n", " ")), result.output
+
+
 class TestForcesLeftOpen:
     """One molecule under a thermostat has direct forces, everything else conservative ones, which a notice tells."""
 
@@ -503,6 +688,10 @@ class TestForcesLeftOpen:
         extend(tmp_path / "md", 4)
         simulate(None, tmp_path / "md", resume=True)  # as it began, without a notice
         assert json.loads(written.read_text())["forces"] == forces
+
+    def test_without_friction_there_is_no_thermostat(self):
+        with pytest.warns(UserWarning, match="any molecule at constant energy"):
+            assert suitable_forces(replace(SHORT, friction_per_ps=0.0), *read_structure(EXAMPLES / "water.xyz")) == "conservative"
 
 
 class TestCommandLine:

@@ -1,9 +1,14 @@
 """`validate_model` finds what it is there to find."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from openmm_se3.validation import EQUIVARIANCE_LIMIT, _check_symmetries, validate_model
+from openmm_se3.errors import ModelFileError
+from openmm_se3.model_file import load_model, read_metadata
+from openmm_se3.validation import EQUIVARIANCE_LIMIT, Check, _check_fast, _check_symmetries, validate_model
 from tests.openmm_se3.helpers import ethanol, numbers
 from tests.openmm_se3.physics.models import Morse, MorseWithFast, write_model
 
@@ -100,6 +105,10 @@ class Faulty(torch.nn.Module):
             self.calls.add_(1.0)
             if float(self.calls) > 8.0 and float(self.calls) % 7.0 == 0.0:
                 forces = 1.1 * forces
+        if self.fault == "number":
+            self.calls.add_(1.0)
+            if float(self.calls) > 8.0:
+                forces = 0.0 * forces / 0.0
         if self.fault == "alone" and positions.shape[0] == 1:
             forces = forces + positions.to(torch.float64)
         energy, forces = self.energy(positions, atomic_numbers, box_vectors), forces.to(positions.dtype).contiguous()
@@ -160,6 +169,11 @@ def test_every_fault_is_found(fault, expected, tmp_path):
     ("fault", "expected"),
     [
         ("memory", {"calls 1 to 30 agree, kJ/mol/nm"}),
+        (
+            "number",
+            {"calls 1 to 30 agree, kJ/mol/nm"}
+            | {f"equivariance under {m}, relative" for m in ("rotation", "reflection", "translation", "permutation")},
+        ),
         ("inputs", {"inputs are changed"}),
         ("place", {"equivariance under translation, relative", "conservative forces = -dE/dx by autograd, kJ/mol/nm"}),
     ],
@@ -169,3 +183,20 @@ def test_faults_that_spread(fault, expected, tmp_path):
     checks = validate_model(write_model(Faulty(fault), tmp_path / "model.pt"), with_openmm=False)
     for precision in ("float32", "float64"):
         assert expected <= {c.name.rpartition(" (")[0] for c in checks if not c.passed and precision in c.name}
+
+
+def test_fast_forces_that_are_no_numbers():
+    """Beside an energy that is one."""
+    x, found = torch.rand(3, 3, dtype=torch.float64), {}
+    model = SimpleNamespace(fast=lambda x, z, box=None: (torch.ones((), dtype=torch.float64), torch.full_like(x, torch.nan)))
+    _check_fast(model, x, torch.ones(3, dtype=torch.int64), None, 1.0, 1.0, lambda *row: found.update({row[0]: Check(*row)}))
+    assert [name for name, check in found.items() if check.passed] == ["fast forces: outputs have the wrong dtype, shape or layout"]
+
+
+def test_no_golden_structure_without_a_box(tmp_path, monkeypatch):
+    path = write_model(Morse(), tmp_path / "model.pt")
+    module = load_model(path)
+    module.metadata = replace(read_metadata(path), golden=[])
+    monkeypatch.setattr("openmm_se3.validation.load_model", lambda name: module)
+    with pytest.raises(ModelFileError, match="model 'model': none of its 0 golden structures is without a box; export it with one"):
+        validate_model(path)

@@ -1,12 +1,15 @@
 """Continuity at the cutoff, shapes of curves, profiles and geometries, on curves whose faults are known."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from ase.build import molecule
 from ase.data import covalent_radii
 
 from openmm_se3.physics.continuity import derivative, jump, measure_continuity, two_bodies
-from openmm_se3.physics.dissociation import curve_shape, measure_dissociation, pull
+from openmm_se3.physics.dissociation import bare_pairs, curve_shape, measure_dissociation, pull
+from openmm_se3.physics.plot import plot_section
 from openmm_se3.physics.settings import QUICK
 from openmm_se3.physics.subject import Subject
 from openmm_se3.physics.torsion import profile_errors
@@ -84,6 +87,33 @@ class TestShape:
         assert shape.hole > 40
         assert shape.outer_drop > 400
         assert shape.wall_drop == 0.0
+
+    @pytest.mark.parametrize("where", [slice(0, 4), slice(44, 45), slice(None)])
+    def test_what_is_not_a_number_has_no_shape(self, where):
+        energies = self.morse()
+        energies[where] = np.nan
+        assert np.isnan(list(vars(curve_shape(self.R, energies, 0.1)).values())).all()
+
+    def test_a_model_that_gives_no_numbers_misses_everything(self, tmp_path):
+        surface = SimpleNamespace(energy=lambda x: np.nan)
+        subject = SimpleNamespace(
+            metadata=SimpleNamespace(elements=["H"], cutoff_nm=0.5), knows=lambda symbols: True, surface=lambda symbols: surface
+        )
+        section = measure_dissociation(subject, QUICK)
+        assert {q.verdict for q in section.quantities if q.must is not None} == {"missed"}
+        plot_section(section, tmp_path / "dissociation.png")
+
+    def test_one_pair_on_whose_wall_there_are_no_numbers_misses(self):
+        def surface(symbols):
+            wall = np.nan if symbols == ["C", "C"] else 1e3
+            return SimpleNamespace(energy=lambda x: wall if x[1, 0] < 0.05 else 1.0 / x[1, 0])
+
+        subject = SimpleNamespace(metadata=SimpleNamespace(elements=["H", "C"], cutoff_nm=0.5), surface=surface)
+        quantities, _ = bare_pairs(subject, QUICK)
+        assert [(q.name, q.verdict) for q in quantities] == [
+            ("bare pairs: fall inwards by (C-C)", "missed"),
+            ("bare pairs: hole on the wall (C-C)", "missed"),
+        ]
 
     def test_pull_moves_one_group_along_the_bond(self):
         x = np.random.default_rng(0).normal(size=(5, 3))

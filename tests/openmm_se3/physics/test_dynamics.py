@@ -1,5 +1,6 @@
 """Heating and temperatures of atoms in a swirling trap, where both are known in closed form."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,11 +10,12 @@ from ase import Atoms
 from openmm import unit
 from scipy.linalg import solve_continuous_lyapunov
 
-from openmm_se3 import SE3Potential
-from openmm_se3.physics.dynamics import velocities
-from openmm_se3.physics.equipartition import element_temperatures, langevin_trace
+from openmm_se3 import MultipleTimeStepIntegrator, SE3Potential
+from openmm_se3.physics.dynamics import Trace, run, velocities
+from openmm_se3.physics.equipartition import element_temperatures, langevin_trace, measure_equipartition
 from openmm_se3.physics.heating import Energies, heating_rate, measure_heating, nve_integrator, run_copies
-from openmm_se3.physics.settings import PhysicsSettings
+from openmm_se3.physics.report import missed
+from openmm_se3.physics.settings import FULL, PhysicsSettings
 from openmm_se3.physics.subject import Subject
 from openmm_se3.physics.units import BOLTZMANN
 from openmm_se3.simulation_settings import SimulationSettings
@@ -142,6 +144,52 @@ def test_temperatures_of_a_swirl_under_a_thermostat(tmp_path):
         assert found[element].mean() == pytest.approx(expected, rel=0.04), element
     assert found["H"].mean() > 1.1 * found["O"].mean()
     np.testing.assert_allclose(found["all"], (found["H"] + found["O"]) / 2)
+
+
+def test_stiff_atoms_have_the_temperature_of_the_bath_with_multiple_time_steps():
+    """Whose velocities at the end of a step are 12% too cold in a vibration of 3,700 1/cm with inner steps of 1 fs."""
+    n, omega = 100, 697.0  # 1/ps
+    system, stiff = openmm.System(), openmm.CustomExternalForce(f"0.5*{omega**2}*(x^2+y^2+z^2)")
+    for i in range(n):
+        system.addParticle(1.0)
+        stiff.addParticle(i, [])
+    system.addForce(stiff)
+    integrator = MultipleTimeStepIntegrator(300, 50, 4e-3, 4)
+    integrator.setRandomNumberSeed(1)
+    start = velocities(np.zeros((n, 3)), np.ones(n), 300.0, seed=1, internal=False)
+    trace = run(system, integrator, np.zeros((n, 3)), start, 2.0, sample_fs=4.0, platform="Reference")
+    assert np.square(trace.velocities[50:]).mean() / BOLTZMANN == pytest.approx(300, rel=0.03)
+
+
+class TestRunsThatBlowUp:
+    """What they did before may look sound, so the time that they lack is a quantity of its own."""
+
+    SETTINGS = replace(FULL, molecules=("water",))
+
+    @pytest.fixture
+    def subject(self, tmp_path):
+        return Subject(write_model(MorseWithGradient(), tmp_path / "morse.pt"))
+
+    @pytest.mark.parametrize(("reached", "judged"), [(10.0, 0.05), (5.0, None), (0.0, None), (100.0, 0.05)])
+    def test_heating(self, subject, monkeypatch, reached, judged):
+        time = np.linspace(0.0, reached, 1000) if reached else np.zeros(0)
+        blown = Energies(time, np.random.default_rng(0).normal(scale=0.01, size=(len(time), 8)), False)
+        monkeypatch.setattr("openmm_se3.physics.heating.molecule_at_constant_energy", lambda *_: blown)
+        section = measure_heating(subject, self.SETTINGS)
+        found = {q.name: q for q in section.quantities}
+        assert [q.name for q in missed([section])] == [f"water, {forces}: time not reached" for forces in ("conservative", "mts")]
+        assert found["water, mts: time not reached"].value == pytest.approx(max(100.0 - reached, 1e-3))
+        assert found["water, direct: time not reached"].verdict == ""  # they are expected to heat
+        assert [found[f"water, {forces}"].must for forces in ("direct", "conservative")] == [None, judged]
+
+    @pytest.mark.parametrize("samples", [0, 100])
+    def test_equipartition(self, subject, monkeypatch, samples):
+        time = 5.0 + 0.05 * np.arange(1, samples + 1)
+        blown = Trace(time, np.zeros((samples, 3, 3)), np.random.default_rng(0).normal(size=(samples, 3, 3)), False)
+        monkeypatch.setattr("openmm_se3.physics.equipartition.langevin_trace", lambda *_: blown)
+        short = missed([measure_equipartition(subject, self.SETTINGS)])
+        assert [q.name for q in short] == [f"water, {forces}: time not reached" for forces in ("direct", "conservative", "mts")]
+        assert [q.value for q in short] == pytest.approx([50.0 - 0.05 * samples] * 3)
 
 
 class TestVelocities:

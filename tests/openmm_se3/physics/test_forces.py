@@ -1,11 +1,14 @@
 """Measures of a force field as such: is it a gradient, and by how much is it not."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from openmm_se3.physics.asymmetry import asymmetry
-from openmm_se3.physics.gradient import gradient_error
+from openmm_se3.physics.gradient import gradient_error, measure_gradient
 from openmm_se3.physics.loop_work import loop_work
+from openmm_se3.physics.settings import QUICK
 from tests.openmm_se3.physics.models import random_matrix
 
 
@@ -30,6 +33,21 @@ class TestGradient:
     @pytest.mark.parametrize("error", [1e-2, 1e-5])
     def test_a_wrong_force_is_found_in_its_size(self, error):
         assert gradient_error(energy, lambda x: (1 + error) * force(x), X) == pytest.approx(error, rel=1e-2)
+
+    def test_an_energy_that_is_not_finite_is_no_gradient(self):
+        assert np.isnan(gradient_error(lambda x: np.nan if x[0, 0] > X[0, 0] + 9e-5 else energy(x), force, X))
+
+    @pytest.mark.parametrize("bad", [0, 1])
+    def test_one_frame_that_is_not_a_number_misses(self, bad):
+        """Whether it is the first or not."""
+        frames = [X + 0.01, X - 0.01]
+        subject = SimpleNamespace(
+            minimum=lambda name: SimpleNamespace(symbols=[]),
+            surface=lambda symbols: SimpleNamespace(energy=energy, conservative=lambda x: np.full_like(x, np.nan) if x is frames[bad] else force(x)),
+            thermal_frames=lambda *_: frames,
+        )
+        (quantity,) = measure_gradient(subject, QUICK).quantities
+        assert quantity.verdict == "missed"
 
 
 class TestAsymmetry:
