@@ -67,7 +67,11 @@ def prepare_command(
     ] = None,
     split_by: Annotated[str, typer.Option(help="formula, or, for data of a single molecule, frame.")] = "formula",
     hold_out_molecules: Annotated[
-        bool, typer.Option("--hold-out-molecules", help="Train on no frame with a held-out molecule, as one of several or alone.")
+        bool,
+        typer.Option(
+            "--hold-out-molecules",
+            help="Leave out frames that hold a molecule of a later split, alone or as one of several: of training and validation.",
+        ),
     ] = False,
     level_of_theory: Annotated[str | None, typer.Option(help="Origin of the labels; by default what the files say.")] = None,
 ) -> None:
@@ -128,13 +132,20 @@ def prepare_command(
         console.print(f"{note}; give others by --self-energies or --align-to", style="bold yellow", highlight=False)
     frames = ", ".join(f"{s} {n:,}" for s, n in m["split_frames"].items())
     if hold_out_molecules:
-        frames += f", left out {m['left_out_frames']:,}, which have a held-out molecule"
+        of_splits = ", ".join(f"{s} {n:,}" for s, n in m["left_out_of"].items())
+        frames += f", left out {m['left_out_frames']:,}, which have a held-out molecule ({of_splits})"
     console.print(f"{m['n_frames']:,} frames of {len(m['formulas']):,} formulas: {frames}", highlight=False)
     for split, fraction in m["split_fractions"].items():
         if fraction > 0 and not m["split_frames"][split]:
             remedy = "give other fractions, or split frame by frame with --split-by frame" if split_by == "formula" else "there are too few frames"
+            if m.get("left_out_of", {}).get(split):
+                remedy = "every frame of it has a molecule of the test split; give other fractions"
             console.print(f"the {split} split is empty, though {fraction:g} was asked for: {remedy}", style="bold yellow", highlight=False)
     for split, files in m["split_files"].items():
+        if files and not m["split_frames"][split]:
+            left_out = m.get("left_out_of", {}).get(split)
+            reason = "every frame of its files has a molecule of the test split" if left_out else "its files hold no usable frame"
+            console.print(f"the {split} split is empty: {reason}; give other files", style="bold yellow", highlight=False)
         known = dataset.frames_of_trained_formulas(split) if files else 0
         if known:
             note = f"{split}: {known:,} of {m['split_frames'][split]:,} frames are of formulas that are trained on, too"
@@ -146,9 +157,10 @@ def prepare_command(
     for shift in m.get("level_shifts", []):
         parts = ", ".join(f"{symbol} {e:.4f}" for symbol, e in shift["per_element_ev"].items())
         before, after = (shift["rms_per_atom_ev"][k] * KCAL_PER_MOL_PER_EV for k in ("before", "after"))
-        console.print(
-            f"{shift['source']} against {m['aligned_to']} in eV: {parts}; RMS per atom {before:.3f}, after that {after:.3f} kcal/mol", highlight=False
-        )
+        level = f" ({shift['level_of_theory']})" if shift["level_of_theory"] else ""
+        taken = f"; taken for {', '.join(shift['taken_for'])} too" if shift["taken_for"] else ""
+        errors = f"RMS per atom {before:.3f}, after that {after:.3f} kcal/mol"
+        console.print(f"{shift['source']}{level} against {m['aligned_to']} in eV: {parts}; {errors}{taken}", highlight=False, markup=False)
     for reason, n in m["skipped"].items():
         console.print(f"skipped {n:,} frames: {reason}", highlight=False)
 
@@ -182,6 +194,19 @@ def fit_command(
     console.print(f"in {output}: {', '.join(written)}", highlight=False, soft_wrap=True)
 
 
+def _print_errors(first: str, names: list[tuple[str, ...]], rows: list[dict[str, Any]], *further: str) -> None:
+    """Print validation errors of several runs side by side; of forces that were not trained, none."""
+    columns = {
+        "energy": "validation_energy_rmse",
+        "direct force": "validation_force_rmse",
+        "conservative force": "validation_conservative_force_rmse",
+    }
+    table = Table(first, *further, *columns, title="validation RMSE (kcal/mol, kcal/mol/Å)")
+    for name, row in zip(names, rows, strict=True):
+        table.add_row(*name, *(f"{row[key]:.3f}" if key in row else "-" for key in columns.values()))
+    console.print(table)
+
+
 @app.command("sweep")
 def sweep_command(
     config: Annotated[Path, typer.Argument(help="YAML file; see training/configs.")],
@@ -203,11 +228,7 @@ def sweep_command(
         raise _stopped(stopped, "give the same command again to go on") from None
     except (*_EXPECTED, NonFiniteTraining) as error:
         raise _fail(error) from None
-    table = Table("energy weight", "energy RMSE (kcal/mol)", "force RMSE (kcal/mol/Å)", title="validation errors")
-    for row in rows:
-        force = f"{row['validation_force_rmse']:.3f}" if "validation_force_rmse" in row else "-"
-        table.add_row(f"{row['energy_weight']:g}", f"{row['validation_energy_rmse']:.3f}", force)
-    console.print(table)
+    _print_errors("energy weight", [(f"{row['energy_weight']:g}",) for row in rows], rows)
 
 
 @app.command("ablate")
@@ -228,16 +249,7 @@ def ablate_command(
         raise _stopped(stopped, "give the same command again to go on") from None
     except (*_EXPECTED, NonFiniteTraining) as error:
         raise _fail(error) from None
-    columns = {
-        "energy": "validation_energy_rmse",
-        "direct force": "validation_force_rmse",
-        "conservative force": "validation_conservative_force_rmse",
-    }
-    table = Table("variant", "parameters", "steps", *columns, title="validation RMSE (kcal/mol, kcal/mol/Å)")
-    for row in rows:
-        errors = [f"{row[key]:.3f}" if key in row else "-" for key in columns.values()]
-        table.add_row(row["variant"], f"{row['parameters']:,}", str(row["step"]), *errors)
-    console.print(table)
+    _print_errors("variant", [(row["variant"], f"{row['parameters']:,}", str(row["step"])) for row in rows], rows, "parameters", "steps")
 
 
 @app.command("evaluate")

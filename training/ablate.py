@@ -83,6 +83,6 @@ def ablate(variants: dict[str, FitConfig], output: Path, **trainer: Any) -> list
         run = output / _folder(name)
         fit(config, run, resume=is_begun(run), **trainer)
         parameters = sum(p.numel() for p in load_checkpoint(run / LAST).network.parameters())
-        table.append({"variant": name, "parameters": parameters, **last_validation(run / "log.csv")})
+        table.append({"variant": name, "parameters": parameters, **last_validation(run / "log.csv", config.loss)})
     (output / "ablation.json").write_text(json.dumps(table, indent=1) + "\n")
     return table

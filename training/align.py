@@ -51,7 +51,7 @@ class ModelReference:
         self.self_energies = {NUMBER_OF_SYMBOL[symbol]: energy for symbol, energy in self._evaluator.self_energies.items()}
 
     def shift(self, blocks: Iterable[FrameBlock]) -> LevelShift:
-        """Compare the energies of a file with the model's, on `SAMPLE` frames of it at random.
+        """Compare the energies of a file with the model's, on `SAMPLE` frames of it at random, and one of each element that these lack.
 
         Raises
         ------
@@ -61,7 +61,10 @@ class ModelReference:
         rng = np.random.default_rng(0)
         kept: list[tuple[FrameBlock, int]] = []
         seen = 0
+        first_with: dict[int, tuple[FrameBlock, int]] = {}
         for block in blocks:
+            for z in {int(z) for z in block.atomic_numbers} - first_with.keys():
+                first_with[z] = (block, 0)
             for i in range(len(block.energies)):  # reservoir sampling: each frame is kept with the same chance, whatever their number
                 seen += 1
                 place = len(kept) if len(kept) < SAMPLE else int(rng.integers(seen))
@@ -70,7 +73,9 @@ class ModelReference:
         if not kept:
             raise DataError("no usable frame to compare with the model")
         index = {z: k for k, z in enumerate(self._evaluator.atomic_numbers)}
-        held = {int(z) for block, _ in kept for z in block.atomic_numbers}
+        sampled = {int(z) for block, _ in kept for z in block.atomic_numbers}
+        kept += [frame for z, frame in first_with.items() if z not in sampled]  # rare elements have a shift, too
+        held = set(first_with)
         unknown = sorted(held - index.keys())
         if unknown:
             raise DataError(

@@ -223,7 +223,8 @@ def _rebuilt(
         network.load_state_dict(weights)
     except RuntimeError:
         raise CheckpointError(f"{origin} does not tell the sizes of its network, and they are not the usual ones; give its checkpoint") from None
-    data = {k: training_data.get(k) for k in ("sources", "sha256", "split_seed", "split_fractions", "self_energies_origin")} | common
+    kept = ("sources", "sha256", "split_seed", "split_fractions", "self_energies_origin", "hold_out_molecules")
+    data = {k: training_data.get(k) for k in kept} | common
     return LoadedCheckpoint(network.eval().requires_grad_(False), config, data, int(training_data["steps"]))
 
 
@@ -247,18 +248,18 @@ def initial_weights(name_or_path: str, config: AnyNetworkConfig) -> dict[str, to
     CheckpointError
         If it is neither a checkpoint nor a model file.
     ConfigError
-        If its elements or sizes are not those of `config`.
+        If its elements, sizes or other settings, such as its cutoff, are not those of `config`.
     """
     path = Path(name_or_path)
     if path.suffix == ".ckpt":
         loaded = load_checkpoint(path)
-        elements, state = loaded.config.network.elements, loaded.network.state_dict()
+        elements, state, settings = loaded.config.network.elements, loaded.network.state_dict(), asdict(loaded.config.network)
     else:
         try:
-            metadata, _, state = _attached_network(name_or_path)
+            metadata, sizes, state = _attached_network(name_or_path)
         except CheckpointError as error:
             raise CheckpointError(f"initial_model: {error}") from None
-        elements = tuple(metadata.elements)
+        elements, settings = tuple(metadata.elements), sizes or {"cutoff": round(metadata.cutoff_nm * ANGSTROM_PER_NM, 6)}
     if elements != config.elements:
         remedy = f"set network.elements to [{', '.join(elements)}]"
         new = [s for s in config.elements if s not in elements]
@@ -276,4 +277,10 @@ def initial_weights(name_or_path: str, config: AnyNetworkConfig) -> dict[str, to
         raise ConfigError(
             f"initial_model: {name_or_path} has other sizes than the network of the configuration ({len(wrong)} tensors, among them {min(wrong)})"
         )
+    # What leaves no trace in the sizes of tensors: the same weights would mean something else.
+    different = [(name, value, now) for name, value in settings.items() if (now := getattr(config, name, value)) != value]
+    if different:
+        shown = "; ".join(f"network.{name} is {value}, the configuration has {now}" for name, value, now in different)
+        remedy = ", ".join(f"network.{name} to {value}" for name, value, _ in different)
+        raise ConfigError(f"initial_model: of {name_or_path} {shown}; set {remedy}, or start without initial_model")
     return state

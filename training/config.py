@@ -55,6 +55,12 @@ class LossConfig(_Section):
     energy_huber: PositiveFloat | None = None
     force_huber: PositiveFloat | None = None
 
+    @property
+    def forces(self) -> tuple[str, ...]:
+        """Which forces are trained on, as errors name them: ``conservative_force``, by which a model is chosen if it is there, and ``force``."""
+        weights = {"conservative_force": self.conservative_weight, "force": self.force_weight}
+        return tuple(name for name, weight in weights.items() if weight > 0)
+
 
 class OptimizerConfig(_Section):
     """Optimizer, learning-rate schedule and clipping of the gradient norm.

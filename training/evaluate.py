@@ -42,7 +42,7 @@ class Evaluator:
     name : str
         Of the model.
     description : dict
-        What metrics say of it.
+        What metrics say of it; ``untrained`` among it, as in `ModelMetadata`.
     """
 
     atomic_numbers: tuple[int, ...]
@@ -95,7 +95,7 @@ def _checkpoint_evaluator(path: Path) -> Evaluator:
         return energies, torch.cat(pieces), gradient
 
     numbers = tuple(NUMBER_OF_SYMBOL[s] for s in loaded.config.network.elements)
-    description = {"checkpoint": path.name, "steps": loaded.step}
+    description = {"checkpoint": path.name, "steps": loaded.step, "untrained": loaded.untrained}
     return Evaluator(numbers, loaded.config.network.cutoff, loaded.data["self_energies"], run, path.stem, description)
 
 
@@ -125,7 +125,8 @@ def _exported_evaluator(path: str) -> Evaluator:
         return torch.stack(energies), torch.cat(direct), torch.cat(gradient) if conservative else None
 
     self_energies = {s: e / KJ_PER_MOL_PER_EV for s, e in metadata.self_energies.items()}
-    return Evaluator(numbers, metadata.cutoff_nm * ANGSTROM_PER_NM, self_energies, run, metadata.name, {"model": metadata.name})
+    description = {"model": metadata.name, "untrained": metadata.untrained}
+    return Evaluator(numbers, metadata.cutoff_nm * ANGSTROM_PER_NM, self_energies, run, metadata.name, description)
 
 
 def open_model(model: str) -> Evaluator:
@@ -166,7 +167,7 @@ def evaluate(
     split : str
         ``all``, or ``train``, ``validation`` or ``test`` of a packed data set.
     output : Path, optional
-        Directory for ``metrics.json`` and ``parity.png``; it must not hold a ``metrics.json``.
+        Directory for ``metrics.json`` and ``parity.png``, which has the forces that the model was trained for; it must not hold a ``metrics.json``.
     conservative : bool
         Also differentiate the energy.
     align_energies : bool
@@ -239,7 +240,7 @@ def _evaluate_packed(
     labels: list[np.ndarray] = []
     predictions: list[np.ndarray] = []
     compositions: list[np.ndarray] = []
-    force_pairs: list[np.ndarray] = []
+    force_pairs: dict[str, list[np.ndarray]] = {}
     done = 0
     for indices in sampler.epoch(0, shuffle=False):
         batch = collate(indices)
@@ -253,7 +254,10 @@ def _evaluate_packed(
             if gradient is not None:
                 errors.add("conservative_force", gradient - batch.forces)
                 errors.add("direct_minus_conservative_force", direct - gradient)
-            force_pairs.append(np.stack([batch.forces.numpy().ravel(), direct.detach().numpy().ravel()]))
+            for kind, forces in (("direct", direct), ("conservative", gradient)):
+                if forces is not None and kind not in evaluator.description.get("untrained", ()):
+                    pairs = np.stack([batch.forces.numpy().ravel(), forces.detach().numpy().ravel()])
+                    force_pairs.setdefault(kind, []).append(pairs)
         if keep:
             for frame, atoms in zip(indices, _each_molecule(batch), strict=True):
                 kept.append((int(frame), direct[atoms].detach().numpy(), None if gradient is None else gradient[atoms].numpy()))
@@ -279,8 +283,8 @@ def _evaluate_packed(
     metrics |= with_units(errors)
     if output is not None:
         (output / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
-        pairs = np.concatenate(force_pairs, axis=1) if force_pairs else None
-        plot_parity(label, label + difference, pairs, output / "parity.png")
+        drawn = {kind: np.concatenate(pairs, axis=1) for kind, pairs in force_pairs.items()}
+        plot_parity(label, label + difference, drawn, output / "parity.png")
         if keep:
             of_frames = [Prediction(frame, float(e), direct, gradient) for (frame, direct, gradient), e in zip(kept, difference, strict=True)]
             write_predictions(output / "predictions.xyz", dataset, of_frames)
@@ -297,16 +301,15 @@ def with_units(errors: ErrorSums) -> dict[str, float]:
     return out
 
 
-def plot_parity(labels: np.ndarray, predictions: np.ndarray, forces: np.ndarray | None, picture: Path) -> None:
-    """Draw predicted against labelled energies and force components, with RMSE in the title; eV in, kcal/mol out."""
+def plot_parity(labels: np.ndarray, predictions: np.ndarray, forces: dict[str, np.ndarray], picture: Path) -> None:
+    """Draw predicted against labelled energies and force components of each kind, with RMSE in the title; eV in, kcal/mol out."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     panels = [("energy relative to self-energies (kcal/mol)", labels, predictions)]
-    if forces is not None:
-        panels.append(("force component (kcal/mol/Å)", forces[0], forces[1]))
+    panels += [(f"{kind} force component (kcal/mol/Å)", pair[0], pair[1]) for kind, pair in forces.items()]
     figure, axes = pyplot.subplots(1, len(panels), figsize=(5.5 * len(panels), 5), constrained_layout=True, squeeze=False)
     for axis, (title, x, y) in zip(axes[0], panels, strict=True):
         x, y = x * KCAL_PER_MOL_PER_EV, y * KCAL_PER_MOL_PER_EV

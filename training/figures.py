@@ -104,22 +104,22 @@ def figures(directories: list[Path], output: Path) -> list[Path]:
     output.mkdir(parents=True, exist_ok=True)
     made = _write_table(output / "table_3_1", energy_statistics(runs), "Energies before and after subtracting self-energies, kcal/mol")
     caption = (
-        "Errors of the networks, kcal/mol and kcal/mol/Å. Of runs: RMSE on the validation split, formulas held out from training, at the best of "
-        "the validations, and the mean over the last 20 training batches in the log. Of the thesis: as printed, training errors on other data; "
-        "not comparable as they stand"
+        f"Errors of the networks, kcal/mol and kcal/mol/Å. Of runs: RMSE on the validation split, {_held_out(runs)} held out from training, "
+        "at the best of the validations, and the mean over the last 20 training batches in the log. Of the thesis: as printed, training errors "
+        "on other data; not comparable as they stand"
     )
     made += _write_table(output / "table_3_2", error_table(runs), caption)
     for run in runs:
-        for quantity in trained_quantities(run):
+        for quantity in list(_QUANTITIES) if run.config.loss.forces else ["energy"]:
             picture = plot_errors(run, quantity, output / f"{run.name}-{quantity}.png")
             made += [picture] if picture else []
     return made
 
 
-def trained_quantities(run: Run) -> list[str]:
-    """Energies and forces, or energies alone where forces had no weight in the loss."""
-    loss = run.config.loss
-    return list(_QUANTITIES) if loss.force_weight > 0 or loss.conservative_weight > 0 else ["energy"]
+def _held_out(runs: list[Run]) -> str:
+    """What the validation splits hold: of a split by frame, or by files, formulas may be those trained on."""
+    by_frame = {run.data.get("split_by") == "frame" or bool((run.data.get("split_files") or {}).get("validation")) for run in runs}
+    return " or ".join("frames" if frames else "formulas" for frames in sorted(by_frame))
 
 
 def energy_statistics(runs: list[Run]) -> list[dict[str, Any]]:
@@ -135,12 +135,14 @@ def energy_statistics(runs: list[Run]) -> list[dict[str, Any]]:
 
 
 def error_table(runs: list[Run]) -> list[dict[str, Any]]:
-    """Rows of the counterpart of Table 3.2; the best validation is that of the quantity by which `fit` chooses ``best.ckpt``."""
+    """Rows of the counterpart of Table 3.2: of ``force``, the direct one, and ``conservative force`` those that were trained on.
+
+    The best validation is that of the quantity by which `fit` chooses ``best.ckpt``.
+    """
     rows: list[dict[str, Any]] = []
     for run in runs:
-        trained = trained_quantities(run)
-        by_forces = "validation_conservative_force_rmse" if run.config.loss.conservative_weight > 0 else "validation_force_rmse"
-        columns = [by_forces, "validation_energy_rmse"] if "force" in trained else ["validation_energy_rmse"]
+        forces = run.config.loss.forces
+        columns = [f"validation_{quantity}_rmse" for quantity in (*forces, "energy")]
         chosen_by = next((column for column in columns if run.points(column)), None)
         best = None if chosen_by is None else min(run.points(chosen_by), key=lambda point: point[1])[0]
         row: dict[str, Any] = {
@@ -150,10 +152,11 @@ def error_table(runs: list[Run]) -> list[dict[str, Any]]:
             "energy weight": run.config.loss.energy_weight,
             "best at step": best,
         }
-        for quantity in trained:
-            row[f"{quantity}, validation"] = dict(run.points(f"validation_{quantity}_rmse")).get(best) if best is not None else None
+        for quantity in ("energy", *reversed(forces)):
+            name = quantity.replace("_", " ")
+            row[f"{name}, validation"] = dict(run.points(f"validation_{quantity}_rmse")).get(best) if best is not None else None
             last = run.points(f"train_{quantity}_rmse")[-20:]
-            row[f"{quantity}, training"] = sum(v for _, v in last) / len(last) if last else None
+            row[f"{name}, training"] = sum(v for _, v in last) / len(last) if last else None
         rows.append(row)
     return rows + [{"run": p["run"], "energy, training": p["energy"], "force, training": p["force"]} for p in PRINTED]
 
@@ -182,7 +185,7 @@ def plot_errors(run: Run, quantity: str, picture: Path) -> Path | None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    kinds = (quantity, "conservative_force") if quantity == "force" else (quantity,)
+    kinds = tuple(reversed(run.config.loss.forces)) if quantity == "force" else (quantity,)
     figure, axis = pyplot.subplots(figsize=(6, 4), constrained_layout=True)
     for color, kind in enumerate(kinds):
         name = kind.replace("_", " ")

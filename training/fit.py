@@ -33,7 +33,7 @@ def fit(config: FitConfig | None, output: Path, resume: bool = False, accelerato
         Continue the run in `output` from its last checkpoint; the result is that of the uninterrupted run.
     accelerator, devices, nodes
         Handed to `lightning.Trainer`. With more than one device there is a process for each; every one takes batches of its own, and a
-        step is that of all of these together, as one process would take it. Resume with as many as before.
+        step is that of all of these together, as one process would take it. A run is resumed with as many as before.
 
     Returns
     -------

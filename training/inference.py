@@ -26,11 +26,10 @@ class AutogradForm(nn.Module):
 
     @torch.jit.export
     def energy_and_gradient(self, species: Tensor, displacement: Tensor, neighbors: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Arguments and results as in `FusedTransformer.energy_and_gradient`; not under `torch.inference_mode`, which autograd cannot leave."""
-        with torch.enable_grad():
-            leaf = displacement.detach().clone().requires_grad_(True)
-            energy, force = self.network(species, leaf, neighbors, mask)
-            gradient = torch.autograd.grad([energy.sum()], [leaf])[0]
+        """Arguments and results as in `FusedTransformer.energy_and_gradient`; autograd must be enabled."""
+        leaf = displacement.detach().clone().requires_grad_(True)
+        energy, force = self.network(species, leaf, neighbors, mask)
+        gradient = torch.autograd.grad([energy.sum()], [leaf])[0]
         assert gradient is not None  # TorchScript's type is Optional
         return energy.detach(), force.detach(), gradient
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from training.averaging import averaged
+from training.checkpoint import CheckpointError
 from training.config import FitConfig
 from training.data.batches import Batch, Collator, SizeSampler
 from training.data.frames import DataError
@@ -230,18 +231,25 @@ class TrainingModule(lightning.LightningModule):
             "data": {k: self.dataset.metadata.get(k) for k in keep} | {"self_energies": self.self_energies},
             "batches_seen": self.batches_seen,
             "bad_batches": self.bad_batches,
+            "processes": self.trainer.world_size,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue the stream of batches, and refuse other data."""
+        """Continue the stream of batches, and refuse other data, or another number of processes, whose batches would be others."""
         ours = checkpoint["openmm_se3"]
+        before, now = ours.get("processes"), self.trainer.world_size  # earlier versions did not tell
+        if before not in (None, now):
+            raise CheckpointError(
+                f"the run was trained by {before} processes, one for each device, and is resumed with {now}: its batches would be others; resume "
+                f"with --devices and --nodes that make {before}, or start a new run with initial_model"
+            )
         if ours["data"]["sha256"] != self.dataset.metadata["sha256"]:
             raise DataError("the checkpoint was trained on other data than configured; resume with the same packed data set")
-        kept, now = ({k: data.get(k) for k in SPLIT_KEYS} for data in (ours["data"], self.dataset.metadata))
+        kept, present = ({k: data.get(k) for k in SPLIT_KEYS} for data in (ours["data"], self.dataset.metadata))
         tables = ours["data"]["self_energies"], self.dataset.metadata["self_energies"]
         for symbol in tables[0].keys() & tables[1].keys():  # a start model may have added others
-            kept[symbol], now[symbol] = (round(table[symbol], 6) for table in tables)
-        changed = [f"{k} was {kept[k]}, now {now[k]}" for k in kept if kept[k] != now[k] and (k in ours["data"] or k in tables[0])]
+            kept[symbol], present[symbol] = (round(table[symbol], 6) for table in tables)
+        changed = [f"{k} was {kept[k]}, now {present[k]}" for k in kept if kept[k] != present[k] and (k in ours["data"] or k in tables[0])]
         if changed:
             raise DataError(
                 f"the data were prepared anew since the checkpoint was written: {'; '.join(changed)}; prepare them as they were, or start a new run"

@@ -148,6 +148,24 @@ def _alone(output: Path) -> Iterator[None]:
         lock.close()
 
 
+class _Best(ModelCheckpoint):
+    """Writes ``best.ckpt``; a run goes on with its best error also where its directory was moved or copied, which Lightning would forget."""
+
+    @property
+    def state_key(self) -> str:
+        """Lightning's own name of its state, which checkpoints of earlier versions have."""
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the state with the directory that the run has now, if its file came along."""
+        here = Path(str(self.dirpath)) / Path(state_dict["best_model_path"]).name
+        if here.is_file():
+            paths = {"best_model_path": str(here), "kth_best_model_path": str(here)}
+            models = {str(here): score for score in state_dict["best_k_models"].values()}
+            state_dict = {**state_dict, **paths, "dirpath": self.dirpath, "best_k_models": models}
+        super().load_state_dict(state_dict)
+
+
 class _Progress(Checkpoint):
     """Writes ``last.ckpt``, has the last step validated, and ends the training where a signal asks for it.
 
@@ -262,7 +280,7 @@ def train(
     progress = _Progress(last, max_steps, checkpoint_every, validate_every)
     callbacks = [*callbacks]
     if validate_every is not None:
-        best = ModelCheckpoint(output, filename="best", monitor=monitored, save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=False)
+        best = _Best(output, filename="best", monitor=monitored, save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=False)
         callbacks.append(best)
     try:
         trainer = lightning.Trainer(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from training.callbacks import read_log
-from training.config import FitConfig, parse_config
+from training.config import FitConfig, LossConfig, parse_config
 from training.fit import fit
 from training.run import is_begun
 
@@ -46,19 +46,20 @@ def sweep(config: FitConfig, output: Path, energy_weights: tuple[float, ...] = T
         raw["loss"]["energy_weight"] = weight
         run = output / f"energy-weight-{weight:g}"
         fit(parse_config(raw, f"energy weight {weight:g}"), run, resume=is_begun(run), **trainer)
-        table.append({"energy_weight": weight, **last_validation(run / "log.csv")})
+        table.append({"energy_weight": weight, **last_validation(run / "log.csv", config.loss)})
     output.mkdir(parents=True, exist_ok=True)
     (output / "sweep.json").write_text(json.dumps(table, indent=1) + "\n")
     _plot(table, output / "sweep.png")
     return table
 
 
-def last_validation(log: Path) -> dict[str, float]:
-    """Step and errors, kcal/mol and kcal/mol/Angstrom, of the last validation in the log of a run."""
+def last_validation(log: Path, loss: LossConfig) -> dict[str, float]:
+    """Step and errors, kcal/mol and kcal/mol/Angstrom, of the last validation in the log of a run; of forces, of those that `loss` trains."""
     rows = [row for row in read_log(log) if row["validation_energy_rmse"]]
     if not rows:
         raise ValueError(f"{log} holds no validation errors; lower run.validate_every, or prepare the data with a validation split")
-    errors = {k: float(v) for k, v in rows[-1].items() if k.startswith("validation_") and v}
+    names = tuple(f"validation_{quantity}_" for quantity in ("energy", *loss.forces))
+    errors = {k: float(v) for k, v in rows[-1].items() if k.startswith(names) and v}
     return {"step": int(rows[-1]["step"]), **errors}
 
 
@@ -69,7 +70,11 @@ def _plot(table: list[dict[str, float]], picture: Path) -> None:
     from matplotlib import pyplot
 
     figure, axis = pyplot.subplots(figsize=(5.5, 4), constrained_layout=True)
-    for key, label in (("validation_energy_rmse", "energy (kcal/mol)"), ("validation_force_rmse", "force (kcal/mol/Å)")):
+    for key, label in (
+        ("validation_energy_rmse", "energy (kcal/mol)"),
+        ("validation_force_rmse", "direct force (kcal/mol/Å)"),
+        ("validation_conservative_force_rmse", "conservative force (kcal/mol/Å)"),
+    ):
         points = [(row["energy_weight"], row[key]) for row in table if key in row]
         if points:
             axis.plot(*zip(*points, strict=True), marker="o", label=label)

@@ -348,6 +348,20 @@ class TestExtxyz:
         with pytest.raises(DataError, match="cannot read frame 0"):
             prepare([tmp_path / "c.xyz"], tmp_path / "packed")
 
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("2\nProperties=species:S:1:pos:R:3:forces:R:3 energy={}\nH 0 0 0 0 0 0\nH 0 0 0.74 0 0 0\n", "cannot read frame 1 as extended XYZ"),
+            ("0\nenergy={}\n", "frame 1 has no atoms; remove it"),
+        ],
+    )
+    def test_the_number_is_that_of_the_bad_frame(self, tmp_path, text, message):
+        write(tmp_path / "x.xyz", self.frames(1), format="extxyz")
+        with open(tmp_path / "x.xyz", "a") as file:
+            file.write(text.format("high"))
+        with pytest.raises(DataError, match=message):
+            prepare([tmp_path / "x.xyz"], tmp_path / "packed")
+
 
 def _labelled(name, seed, shift):
     """A distorted molecule with made-up labels, its energy `shift` eV too high."""
@@ -483,6 +497,15 @@ class TestPacked:
         statistics = PackedDataset(tmp_path / "packed").metadata["statistics"]
         assert statistics["force_rms"] == pytest.approx(usual["force_rms"], rel=0.05)
         assert usual["strange_forces"] == 0
+
+    def test_absurd_forces_of_frames_that_are_held_out_are_not_trained_on(self, tmp_path):
+        frames = [_labelled("CH3OH", seed, 0.0) for seed in range(12)]
+        write(tmp_path / "train.xyz", frames[:10], format="extxyz")
+        frames[11].calc.results["forces"][2] = 3e4
+        write(tmp_path / "test.xyz", frames[10:], format="extxyz")
+        dataset = prepare([tmp_path / "train.xyz"], tmp_path / "packed", validation=0.0, test_data=[tmp_path / "test.xyz"])
+        statistics = dataset.metadata["statistics"]
+        assert (statistics["strange_forces"], statistics["first_strange_forces"]) == (0, [])
 
     def test_coordinates_in_nanometers(self, tmp_path):
         frames = [_labelled("CH3OH", seed, 0.0) for seed in range(3)]

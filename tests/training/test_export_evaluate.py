@@ -66,6 +66,15 @@ def test_an_exported_file_is_exported_again(trained, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_that_molecules_were_held_out_is_told_again(trained, tmp_path):
+    raw = torch.load(trained / "run" / "last.ckpt", weights_only=True)
+    raw["openmm_se3"]["data"]["hold_out_molecules"] = True
+    torch.save(raw, tmp_path / "held-out.ckpt")
+    export(tmp_path / "held-out.ckpt", tmp_path / "first.pt")
+    export(tmp_path / "first.pt", tmp_path / "again.pt")
+    assert [load_model(tmp_path / f"{name}.pt").metadata.training_data["hold_out_molecules"] for name in ("first", "again")] == [True, True]
+
+
 class TestUntrainedForces:
     """A head that had no weight in the loss gives numbers all the same, so the file says so, and nobody is driven by them."""
 

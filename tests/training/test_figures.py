@@ -9,11 +9,13 @@ from typer.testing import CliRunner
 
 from tests.training.helpers import sample_dataset, small_config
 from training.__main__ import app
-from training.callbacks import COLUMNS
+from training.callbacks import COLUMNS, read_log
 from training.checkpoint import CheckpointError
 from training.config import LossConfig
+from training.evaluate import evaluate
 from training.figures import PRINTED, error_table, figures, read_run
 from training.fit import fit
+from training.sweep import last_validation
 from training.units import KCAL_PER_MOL_PER_EV
 
 
@@ -86,6 +88,47 @@ def test_run_on_energies_of_data_with_forces(tmp_path):
     assert row["best at step"] == 2
     assert [key for key in row if "force" in key] == []
     assert {p.name for p in figures([tmp_path / "energies"], tmp_path / "out") if p.suffix == ".png"} == {"energies-energy.png"}
+
+
+@pytest.fixture(scope="module")
+def conservative(tmp_path_factory):
+    """A run on conservative forces alone, of data split by frame, whose direct forces are those of random weights."""
+    directory = tmp_path_factory.mktemp("conservative")
+    dataset = sample_dataset(directory, split_by="frame")
+    config = small_config(dataset.directory, max_steps=2, validate_every=2)
+    config = config.model_copy(update={"loss": LossConfig(energy_weight=0.1, force_weight=0.0, conservative_weight=1.0)})
+    fit(config, directory / "run", accelerator="cpu")
+    return directory / "run", dataset
+
+
+def test_run_on_conservative_forces_alone(conservative, tmp_path):
+    run, _ = conservative
+    made = figures([run], tmp_path)
+    assert "run-force.png" in {p.name for p in made}
+    row = error_table([read_run(run)])[0]
+    assert [key for key in row if "force" in key] == ["conservative force, validation", "conservative force, training"]
+    (expected,) = [float(r["validation_conservative_force_rmse"]) for r in read_log(run / "log.csv") if r["validation_energy_rmse"]]
+    assert row["conservative force, validation"] == expected
+    assert "validation_force_rmse" not in last_validation(run / "log.csv", read_run(run).config.loss)
+    assert last_validation(run / "log.csv", read_run(run).config.loss)["validation_conservative_force_rmse"] == expected
+
+
+def test_the_caption_tells_how_data_were_split(trained, conservative, tmp_path):
+    for runs, held_out in ([trained[0]], "formulas"), ([conservative[0]], "frames"), ([trained[0], conservative[0]], "formulas or frames"):
+        figures(runs, tmp_path / held_out)
+        assert f"on the validation split, {held_out} held out from training," in (tmp_path / held_out / "table_3_2.md").read_text()
+
+
+def test_parity_of_conservative_forces_alone(conservative, tmp_path, monkeypatch):
+    run, dataset = conservative
+    drawn = {}
+    monkeypatch.setattr("training.evaluate.plot_parity", lambda labels, predictions, forces, picture: drawn.update(forces))
+    metrics = evaluate(str(run / "last.ckpt"), dataset.directory, split="validation", output=tmp_path / "out")
+    assert metrics["untrained"] == ["direct"]
+    assert list(drawn) == ["conservative"]
+    labels, predictions = drawn["conservative"] * KCAL_PER_MOL_PER_EV
+    rmse = ((labels - predictions) ** 2).mean() ** 0.5
+    assert metrics["conservative_force_rmse_kcal_per_mol_per_angstrom"] == pytest.approx(rmse, rel=1e-4)
 
 
 def test_refusals(trained, tmp_path):

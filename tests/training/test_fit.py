@@ -33,7 +33,7 @@ from training.force_matching import backward_force_matching, positions_only
 from training.guard import NonFiniteTraining
 from training.loss import EnergyForceLoss, huber, predict
 from training.module import TrainingModule
-from training.network import ReferenceConfig, build_network
+from training.network import NetworkConfig, ReferenceConfig, build_network
 from training.run import TrainingStopped
 from training.sweep import sweep
 
@@ -145,9 +145,12 @@ def test_a_handful_of_molecules_can_be_learned(tmp_path, loss):
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch compiles for a CPU with a C++ compiler, and there is none")
 @pytest.mark.filterwarnings("default")  # torch's own, of the non-leaf tensors that it meets on its way
 def test_compiled_training_takes_the_same_steps(tmp_path):
-    dataset = sample_dataset(tmp_path)
+    dataset = sample_dataset(tmp_path, validation=0.0)
     config = small_config(dataset.directory, max_steps=2)
-    config = config.model_copy(update={"loss": LossConfig(conservative_weight=1.0), "optimizer": OptimizerConfig(kind="muon", learning_rate=1e-3)})
+    loss, optimizer = LossConfig(conservative_weight=1.0), OptimizerConfig(kind="muon", learning_rate=1e-3)
+    # A layer, and evaluation without gradients, have kernels of their own to be compiled, which takes minutes.
+    network = dataclasses.replace(config.network, num_layers=1)
+    config = config.model_copy(update={"loss": loss, "optimizer": optimizer, "network": network})
     for compiled in (False, True):
         run = config.run.model_copy(update={"compile": compiled})
         fit(config.model_copy(update={"run": run}), tmp_path / str(compiled), accelerator="cpu")
@@ -332,6 +335,37 @@ class TestResume:
         assert load_checkpoint(tmp_path / "parts" / "last.ckpt").step == 2
         fit(None, tmp_path / "parts", resume=True, accelerator="cpu")
         assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+    def test_a_copy_of_the_directory_goes_on_with_the_best_error(self, tmp_path, monkeypatch):
+        """Errors rise here, so the first validation stays the best."""
+
+        def rising(module):
+            module.validation_errors = {"energy_rmse": 1.0}
+            module.log("validation_error", float(module.global_step))
+
+        monkeypatch.setattr(TrainingModule, "on_validation_epoch_end", rising)
+        data, schedule = sample_dataset(tmp_path).directory, OptimizerConfig(schedule="steps", learning_rate=1e-3)
+        short, longer = (small_config(data, max_steps=n, validate_every=2).model_copy(update={"optimizer": schedule}) for n in (2, 4))
+        fit(short, tmp_path / "run", accelerator="cpu")
+        shutil.copytree(tmp_path / "run", tmp_path / "copy")
+        for run in ("run", "copy"):
+            fit(longer, tmp_path / run, resume=True, accelerator="cpu")
+            steps = [load_checkpoint(tmp_path / run / f"{name}.ckpt").step for name in ("best", "last")]
+            assert steps == [2, 4], run
+
+    def test_other_processes_than_before_are_refused(self, tmp_path):
+        dataset = sample_dataset(tmp_path)
+        fit(small_config(dataset.directory, max_steps=2), tmp_path / "run", accelerator="cpu")
+        last = tmp_path / "run" / "last.ckpt"
+        saved = torch.load(last, weights_only=True)
+        assert saved["openmm_se3"]["processes"] == 1
+        saved["openmm_se3"]["processes"] = 2
+        torch.save(saved, last)
+        with pytest.raises(CheckpointError, match=r"trained by 2 processes, one for each device, and is resumed with 1: .* that make 2, or start"):
+            fit(None, tmp_path / "run", resume=True, accelerator="cpu")
+        del saved["openmm_se3"]["processes"]  # as earlier versions wrote it
+        torch.save(saved, last)
+        fit(None, tmp_path / "run", resume=True, accelerator="cpu")
 
     def test_one_process_in_a_directory(self, tmp_path):
         dataset = sample_dataset(tmp_path)
@@ -571,6 +605,20 @@ class TestCheckpoints:
         config = config.model_copy(update={"initial_model": str(tmp_path / "first" / "last.ckpt"), "network": wider})
         with pytest.raises(ConfigError, match="other sizes than the network of the configuration"):
             fit(config, tmp_path / "second", accelerator="cpu")
+
+    @pytest.mark.parametrize("kind", ["last.ckpt", "model.pt"])
+    def test_initial_model_of_other_settings_is_refused(self, tmp_path, kind):
+        """A cutoff leaves no trace in the sizes of tensors."""
+        config = small_config(sample_dataset(tmp_path).directory, max_steps=1)
+        fit(config, tmp_path / "first", accelerator="cpu")
+        if kind == "model.pt":
+            export(tmp_path / "first" / "last.ckpt", tmp_path / "first" / kind)
+        start = str(tmp_path / "first" / kind)
+        with pytest.raises(ConfigError, match=r"network.cutoff is 4.0, the configuration has 5.0; set network.cutoff to 4.0, or start without"):
+            initial_weights(start, dataclasses.replace(config.network, cutoff=5.0))
+
+    def test_the_released_model_fits_the_default_network(self):
+        assert initial_weights("se3-ani1x", NetworkConfig())
 
     def test_initial_model_of_other_elements_is_refused(self, tmp_path):
         dataset = sample_dataset(tmp_path)

@@ -21,13 +21,15 @@ from typer.testing import CliRunner
 
 from tests.training.label_calculators import CountingEMT
 from training.__main__ import app
-from training.data.prepare import prepare
+from training.data.frames import DataError
+from training.data.prepare import formulas_of_file, prepare
 from training.label.calculators import calculator_factory, parse_options
 from training.label.dimers import random_dimer
 from training.label.disagreement import Committee
 from training.label.displacements import SOFTEST, STRETCH, displaced_frames, spring_modes
 from training.label.dynamics import langevin_frames
 from training.label.errors import LabelError
+from training.label.hold_out import HeldOut
 from training.label.journal import Candidate, Journal
 from training.label.run import LabelSettings, label
 from training.label.scans import BEND, STRETCHES, bent_frames, hinges, stretched_frames, turned_frames
@@ -242,13 +244,44 @@ class TestScans:
 
 
 class TestHoldOut:
+    def test_molecules_of_a_cluster(self, tmp_path):
+        """A cluster has a formula of its own; with a held-out molecule in it, it is held out."""
+        write(tmp_path / "held-out.xyz", Atoms("OH2", molecule("H2O").positions), format="extxyz")  # without an energy: formulas are all it takes
+        held = HeldOut((str(tmp_path / "held-out.xyz"),))
+        pair, other = molecule("NH3") + molecule("H2O"), molecule("NH3") + molecule("CH4")
+        for cluster in (pair, other):
+            cluster.positions[4:] += [4.0, 0, 0]
+        assert [atoms in held for atoms in (molecule("H2O"), pair, other, molecule("NH3"))] == [True, True, False, False]
+        write(tmp_path / "clusters.xyz", [pair, other])
+        report = label([str(tmp_path / "clusters.xyz")], tmp_path / "out.h5", replace(QUIET, dimers=0, hold_out=(str(tmp_path / "held-out.xyz"),)))
+        assert report["notes"] == ["clusters.xyz#0: its formula is held out, or that of a molecule in it"]
+        with h5py.File(tmp_path / "out.h5") as file:
+            assert list(file) == ["CH7N"]
+
+    @pytest.mark.parametrize("layout", ["ani1x", "ani1", "extxyz"])
+    def test_labels_of_held_out_files_may_have_any_name(self, tmp_path, layout):
+        water = molecule("H2O")
+        path = tmp_path / ("x.xyz" if layout == "extxyz" else "x.h5")
+        if layout == "extxyz":
+            water.info["dft_energy"] = -2000.0
+            write(path, [Atoms("H", info={"dft_energy": -13.6}), water], format="extxyz")
+        else:
+            with h5py.File(path, "w") as file:
+                group = file.create_group("water")
+                group["coordinates"], group["dft_energy"] = water.positions[None], [-2000.0]
+                name, elements = ("atomic_numbers", water.numbers) if layout == "ani1x" else ("species", np.array([b"O", b"H", b"H"]))
+                group[name] = elements
+        assert formulas_of_file(path) == {"H2O"}
+        with pytest.raises(DataError, match=r"no\.xyz: no such file"):
+            formulas_of_file(tmp_path / "no.xyz")
+
     def test_formulas_of_a_file_and_of_a_split(self, tmp_path):
         def without(source):
             return LabelSettings(**{**QUIET.__dict__, "dimers": 0, "hold_out": (str(tmp_path / source),)})
 
         label(["O", "CO"], tmp_path / "first.h5", QUIET)
         report = label(["O", "N"], tmp_path / "second.h5", without("first.h5"))
-        assert report["notes"] == ["O: its formula is held out"]
+        assert report["notes"] == ["O: its formula is held out, or that of a molecule in it"]
         with h5py.File(tmp_path / "second.h5") as file:
             assert list(file) == ["H3N"]
         # What would be tested on is not seen in pairs either.

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from training.__main__ import app
 from training.data.frames import DataError
-from training.data.molecules import formulas_of_parts
+from training.data.molecules import Frames, formulas_of_parts, parts_by_formula
 from training.data.packed import PackedDataset
 from training.data.prepare import prepare
 from training.data.splits import SPLITS
@@ -84,6 +84,36 @@ def test_molecules_of_conformations():
     assert formulas_of_parts(water.numbers[None, :1].astype(np.uint8), water.positions[None, :1]) == [set()]
 
 
+def test_molecules_in_close_contact():
+    """Two oxygen atoms 1.7 Angstrom apart look bonded at 1.3 times their radii; stretched bonds do not make molecules of their own."""
+    water, other = molecule("H2O"), molecule("H2O")
+    other.positions[:, 2] *= -1  # oxygen atoms face each other
+    other.translate([0, 0, water.positions[0, 2] + 1.7 - other.positions[0, 2]])
+    close = water + other
+    assert close.get_distance(0, 3) == pytest.approx(1.7)
+    assert formulas_of_parts(close.numbers[None].astype(np.uint8), close.positions[None]) == [{"H2O"}]
+    ethane = molecule("C2H6")
+    for stretched in ([2, 3], [2, 3, 4]):  # hydrogen atoms, 1.25 times their bonds
+        x = ethane.positions.copy()
+        x[stretched] = x[0] + 1.25 * (x[stretched] - x[0])
+        assert formulas_of_parts(ethane.numbers[None].astype(np.uint8), x[None]) == [set()]
+    x = ethane.positions + np.where(ethane.positions[:, 2:] > 0, 0.2, 0.0) * [0, 0, 1]  # C-C 1.73 Angstrom: two radicals
+    assert formulas_of_parts(ethane.numbers[None].astype(np.uint8), x[None]) == [set()]
+
+
+def test_frames_of_a_formula_are_looked_at_by_portions(files, tmp_path, monkeypatch):
+    pairs = append(tmp_path / "pairs.xyz", *[pair_of("C2H6", "H2O")] * 5)
+    dataset = prepare([files[0], pairs], tmp_path / "packed", test_data=[files[2]], validation=0.0)
+    data = Frames(dataset.numbers, dataset.coordinates, dataset.offsets, dataset.formula_index)
+    monkeypatch.setattr("training.data.molecules.FRAMES_AT_ONCE", 2)
+    found = [(frames.tolist(), parts) for frames, parts in parts_by_formula(data, dataset.indices("train"))]
+    assert max(len(frames) for frames, _ in found) == 2
+    assert sorted(i for frames, _ in found for i in frames) == dataset.indices("train").tolist()
+    alone = [parts for frames, of_frames in found for parts in of_frames if not parts]
+    assert len({id(parts) for parts in alone}) == 1  # millions of empty sets would fill the memory
+    assert dataset.frames_tested_on_parts() == 4
+
+
 def test_molecules_that_are_trained_on_in_pairs(files, tmp_path):
     """The formula of the pair is not that of the test set; its halves are."""
     train, _, test = files
@@ -137,8 +167,20 @@ class TestMoleculesHeldOut:
         result = CliRunner().invoke(app, [*options, "--hold-out-molecules"])
         assert result.exit_code == 0, result.output
         told = " ".join(result.output.split())
-        assert "train 12, validation 0, test 4, left out 1, which have a held-out molecule" in told
+        assert "train 12, validation 0, test 4, left out 1, which have a held-out molecule (train 1, validation 0)" in told
         assert "trained on in pairs" not in told
+
+    def test_frames_that_are_left_out_hold_nothing_out(self, tmp_path):
+        """Ethene with water gives way to the test split, and then ethanol, of the same formula, may be trained on."""
+        train = append(tmp_path / "a.xyz", molecule("CH3CH2OH"), molecule("CH4"), seed=1)
+        validation = append(tmp_path / "b.xyz", pair_of("C2H4", "H2O"), seed=2)
+        test = append(tmp_path / "c.xyz", molecule("H2O"), seed=3)
+        options = ["--validation-data", validation, "--test-data", test, "--output", tmp_path / "packed", "--hold-out-molecules"]
+        result = CliRunner().invoke(app, ["prepare", str(train), *map(str, options)])
+        assert result.exit_code == 0, result.output
+        told = " ".join(result.output.split())
+        assert "train 2, validation 0, test 1, left out 1, which have a held-out molecule (train 0, validation 1)" in told
+        assert "the validation split is empty: every frame of its files has a molecule of the test split; give other files" in told
 
     def test_nothing_left_to_train_on(self, tmp_path):
         train = append(tmp_path / "a.xyz", pair_of("H2O", "CH4"), pair_of("H2O", "NH3"))

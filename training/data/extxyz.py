@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from ase import Atoms
 from ase.io import iread
 
 from training.data.frames import DataError, FrameBlock, ReadReport, charge_or_spin, hill_formula, keep_finite
@@ -37,6 +38,37 @@ def require_whole(path: Path, sizes: Sequence[int]) -> None:
                 )
 
 
+def _frames(path: Path) -> Iterator[Atoms]:
+    """Frames of an extended XYZ file; a `DataError` with the number of the one that cannot be parsed, or has no atoms."""
+    number = 0
+    try:
+        # ASE moves the standard names into a calculator; ask for plain access through both doors.
+        for atoms in iread(path, index=":", format="extxyz"):
+            if len(atoms) == 0:
+                raise DataError(f"{path}: frame {number} has no atoms; remove it")
+            yield atoms
+            number += 1
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except Exception as error:  # ASE raises whatever the parser met
+        raise DataError(f"{path}: cannot read frame {number} as extended XYZ ({error})") from error
+    if number == 0:
+        raise DataError(f"{path}: holds no frame")
+
+
+def formulas_of_extxyz(path: Path) -> set[str]:
+    """Formulas of the frames of more than one atom, whose labels are not looked at; errors as those of `read_extxyz` that do not speak of them."""
+    formulas, sizes = set[str](), list[int]()
+    for atoms in _frames(path):
+        sizes.append(len(atoms))
+        if len(atoms) > 1:  # not an isolated atom
+            formulas.add(hill_formula(atoms.numbers))
+    require_whole(path, sizes)
+    return formulas
+
+
 def read_extxyz(
     path: Path,
     report: ReadReport,
@@ -66,15 +98,14 @@ def read_extxyz(
     Raises
     ------
     DataError
-        For a missing label, lines after the last frame, a periodic frame, an isolated atom whose energy is not finite, or a file that ASE cannot
-        parse (with the number of the frame); at the end of a file, if it says that frames are charged or have unpaired electrons (with their
-        number).
+        For a missing label, lines after the last frame, a periodic frame, one without atoms, an isolated atom whose energy is not finite, or a
+        file that ASE cannot parse (with the number of the frame); at the end of a file, if it says that frames are charged or have unpaired
+        electrons (with their number).
     """
     e_factor, f_factor = energy_factor(energy_unit), force_factor(force_unit)
     number, refused, sizes = -1, list[str](), list[int]()
     try:
-        # ASE moves the standard names into a calculator; ask for plain access through both doors.
-        for number, atoms in enumerate(iread(path, index=":", format="extxyz")):
+        for number, atoms in enumerate(_frames(path)):
             sizes.append(len(atoms))
             results = atoms.calc.results if atoms.calc is not None else {}
             energy = atoms.info.get(energy_key, results.get(energy_key))
@@ -115,12 +146,8 @@ def read_extxyz(
         require_whole(path, sizes)
     except DataError:
         raise
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except Exception as error:  # ASE raises whatever the parser met
-        raise DataError(f"{path}: cannot read frame {number + 1} as extended XYZ ({error})") from error
-    if number < 0:
-        raise DataError(f"{path}: holds no frame")
+    except Exception as error:  # of labels that are no numbers, or of another shape
+        raise DataError(f"{path}: cannot read frame {number} as extended XYZ ({error})") from error
     if refused:
         raise DataError(
             f"{path}: {len(refused)} of {number + 1} frames are charged or have unpaired electrons, the first: {refused[0]}; "

@@ -43,6 +43,15 @@ def _atomic_numbers(values: np.ndarray, group: h5py.Group, path: Path) -> np.nda
     return values.astype(np.uint8)
 
 
+def _numbers_of_species(group: h5py.Group, path: Path) -> np.ndarray:
+    """Of one group of the ANI-1 layout, as bytes."""
+    symbols = [s.decode() if isinstance(s, bytes) else str(s) for s in group["species"][()]]
+    unknown = sorted({s for s in symbols if s not in NUMBER_OF_SYMBOL})
+    if unknown:
+        raise DataError(f"{path}: {group.name}/species holds {', '.join(unknown)}, which are no chemical symbols")
+    return np.array([NUMBER_OF_SYMBOL[s] for s in symbols], dtype=np.uint8)
+
+
 def _groups(node: h5py.Group, needed: str) -> Iterator[h5py.Group]:
     """Every group below `node`, depth first, that holds the data set `needed`."""
     if needed in node and isinstance(node[needed], h5py.Dataset):
@@ -247,14 +256,10 @@ def read_ani1(
         found = False
         for group in _groups(file, "species"):
             found = True
-            symbols = [s.decode() if isinstance(s, bytes) else str(s) for s in group["species"][()]]
-            unknown = sorted({s for s in symbols if s not in NUMBER_OF_SYMBOL})
-            if unknown:
-                raise DataError(f"{path}: {group.name}/species holds {', '.join(unknown)}, which are no chemical symbols")
-            atomic_numbers = np.array([NUMBER_OF_SYMBOL[s] for s in symbols], dtype=np.uint8)
+            atomic_numbers = _numbers_of_species(group, path)
             for suffix in ("", "HE") if high_energy else ("",):
                 coordinates = _dataset(group, "coordinates" + suffix, path)
-                _expect_shape(coordinates, (None, len(symbols), 3), path)
+                _expect_shape(coordinates, (None, len(atomic_numbers), 3), path)
                 energies = _dataset(group, energy_key + suffix, path)
                 _expect_shape(energies, (coordinates.shape[0],), path)
                 _check_unit(energies, energy_unit, energy_factor, path)
@@ -265,6 +270,15 @@ def read_ani1(
                 yield from _finite_blocks(path, report, atomic_numbers, coordinates, energies, factor, forces, f_factor, 1.0)
         if not found:
             raise DataError(f"{path}: no group with 'species' in it; expected the layout of the ANI-1 release")
+
+
+def formulas_of_hdf5(path: Path) -> set[str]:
+    """Formulas of all groups of a file in the layout of ANI-1x or ANI-1, whose labels are not looked at; errors as those of the readers."""
+    with _damage_told(path), _open(path) as file:
+        return {
+            hill_formula(_numbers_of_species(g, path) if "species" in g else _atomic_numbers(_dataset(g, "atomic_numbers", path)[()], g, path))
+            for g in _groups(file, "coordinates")
+        }
 
 
 def detect_layout(path: Path) -> str:

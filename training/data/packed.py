@@ -55,7 +55,7 @@ def _statistics(count: int, total: float, total_square: float) -> dict[str, floa
 
 
 def force_statistics(squares: np.ndarray, n_atoms: np.ndarray, trained: np.ndarray) -> dict[str, Any]:
-    """Root mean square of the force components of frames trained on, by which forces are scaled, and how many frames are beyond all others.
+    """Root mean square of the force components of frames trained on, by which forces are scaled, and how many of them are beyond all others.
 
     One frame with absurd forces among a thousand would make the scale thousands of times too large, and so hide itself from a loss that
     counts errors in units of it. So frames whose root mean square is more than `STRANGE_FORCES` times the median one are left out of the scale.
@@ -68,7 +68,7 @@ def force_statistics(squares: np.ndarray, n_atoms: np.ndarray, trained: np.ndarr
         ``(n_frames,)`` bool.
     """
     limit = STRANGE_FORCES**2 * np.median(squares[trained])
-    strange = squares > limit if limit > 0 else np.zeros_like(trained)
+    strange = trained & (squares > limit) if limit > 0 else np.zeros_like(trained)
     usual = trained & ~strange
     rms = float(np.sqrt(np.sum(squares * n_atoms, where=usual, dtype=np.float64) / np.sum(n_atoms, where=usual, dtype=np.float64)))
     return {"force_rms": rms, "strange_forces": int(strange.sum()), "first_strange_forces": np.flatnonzero(strange)[:5].tolist()}
@@ -166,7 +166,7 @@ class PackedWriter:
         split_by : str
             ``formula``, see `split_of`, or ``frame``, see `split_frames`.
         hold_out_molecules : bool
-            Leave frames that have a molecule of a held-out formula, as one of several, out of the training split.
+            Leave frames that have a molecule of a formula of a later split, alone or as one of several, out of the training and validation splits.
 
         Returns
         -------
@@ -191,8 +191,10 @@ class PackedWriter:
             with_split_array = split_by == "frame" or bool((given != NOT_GIVEN).any())
             if with_split_array:
                 split = complete_split(given, self._identities(), None if split_by == "frame" else split, fractions, seed)
+            left_out_of: dict[str, int] = {}
             if hold_out_molecules:
                 left_out = frames_with_held_out_molecules(self._frames(), list(formulas), split)
+                left_out_of = {s: int((split[left_out] == SPLITS.index(s)).sum()) for s in ("train", "validation")}
                 split[left_out] = LEFT_OUT
                 with_split_array = with_split_array or bool(left_out.any())
             if with_split_array:
@@ -237,7 +239,7 @@ class PackedWriter:
                 "split_fractions": fractions,
                 "split_seed": seed,
                 "split_frames": frames_in,
-                **({"hold_out_molecules": True, "left_out_frames": int((split == LEFT_OUT).sum())} if hold_out_molecules else {}),
+                **({"hold_out_molecules": True, "left_out_frames": sum(left_out_of.values()), "left_out_of": left_out_of} if left_out_of else {}),
                 "sha256": self._hash.hexdigest(),
                 **extra,
             }
@@ -413,7 +415,9 @@ class PackedDataset:
         if not len(tested):
             return 0
         data = Frames(self.numbers, self.coordinates, self.offsets, self.formula_index)
-        parts = set().union(*(molecules for _, found in parts_by_formula(data, self.indices("train")) for molecules in found))
+        parts: set[str] = set()
+        for _, found in parts_by_formula(data, self.indices("train")):
+            parts.update(*found)
         known = [i for i, formula in enumerate(self.metadata["formulas"]) if formula in parts]
         return int(np.isin(self.formula_index[tested], known).sum())
 

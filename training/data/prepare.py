@@ -2,8 +2,9 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,9 @@ import numpy as np
 from ase.data import atomic_numbers as NUMBER_OF_SYMBOL
 from ase.data import chemical_symbols
 
-from training.data.extxyz import read_extxyz
+from training.data.extxyz import formulas_of_extxyz, read_extxyz
 from training.data.frames import DataError, FrameBlock, ReadReport
-from training.data.hdf5 import detect_layout, read_ani1, read_ani1x
+from training.data.hdf5 import detect_layout, formulas_of_hdf5, read_ani1, read_ani1x
 from training.data.packed import PackedDataset, PackedWriter
 from training.units import energy_factor
 
@@ -64,6 +65,19 @@ def open_blocks(
     return (read_ani1x if kind == "ani1x" else read_extxyz)(path, report, **options)
 
 
+def formulas_of_file(path: Path) -> set[str]:
+    """Formulas of the molecules of any supported data file, whatever its labels are called.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, of another kind or damaged.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    return (formulas_of_extxyz if detect_layout(path) == "extxyz" else formulas_of_hdf5)(path)
+
+
 def units_of(layouts: Collection[str], energy_unit: str | None, force_unit: str | None, with_forces: bool) -> dict[str, str]:
     """In which units labels are read that do not state their own; those of each layout, where several are read."""
     energies = " or ".join(sorted({energy_unit or UNITS[kind][0] for kind in layouts}))
@@ -93,15 +107,66 @@ def read_self_energy_table(path: Path) -> dict[int, float]:
     return energies
 
 
+@dataclass
+class _Level:
+    """Files that take one shift.
+
+    Attributes
+    ----------
+    name : str or None
+        The level of theory, where they state it.
+    fitted : list of Path
+        Those to which the shift is fitted.
+    taken_for : list of Path
+        Held-out ones, which take it as it is: a fit of their own would change what is tested.
+    shift : LevelShift or None
+        None until it is fitted.
+    """
+
+    name: str | None
+    fitted: list[Path] = field(default_factory=list)
+    taken_for: list[Path] = field(default_factory=list)
+    shift: "LevelShift | None" = None
+
+    def described(self) -> dict[str, Any]:
+        """Plain data for the metadata."""
+        assert self.shift is not None
+        return {
+            "source": ", ".join(path.name for path in self.fitted),
+            "level_of_theory": self.name,
+            "taken_for": [path.name for path in self.taken_for],
+            "per_element_ev": {chemical_symbols[z]: e for z, e in self.shift.per_element.items()},
+            "rms_per_atom_ev": {"before": self.shift.rms_before, "after": self.shift.rms_after},
+        }
+
+
+def _levels(trained: Iterable[Path], held_out: Iterable[Path], stated: Callable[[Path], str | None]) -> list[_Level]:
+    """Levels of theory of the files, that of the first file first; training files that state none are each by themselves."""
+    levels: list[_Level] = []
+    by_name: dict[str, _Level] = {}
+    for path in trained:
+        name = stated(path)
+        level = _Level(name) if name is None else by_name.setdefault(name, _Level(name))
+        if not level.fitted:
+            levels.append(level)
+        level.fitted.append(path)
+    for path in held_out:
+        by_name.get(stated(path) or "", levels[0]).taken_for.append(path)
+    return levels
+
+
 def _moved_to_level(block: FrameBlock, own: "LevelShift", target: "LevelShift") -> FrameBlock:
     """The block with its total energies at the level of theory of `target`."""
+    if own is target:
+        return block
+    new = [chemical_symbols[z] for z in sorted({int(z) for z in block.atomic_numbers} - own.per_element.keys())]
+    if new:  # of files that are held out
+        raise DataError(
+            f"a file that is held out has {', '.join(new)}, which the training files of its level of theory lack: its energies cannot be aligned; "
+            "leave these molecules out of it, or add such to the training files"
+        )
     difference = sum(own.per_element.get(int(z), 0.0) - target.per_element.get(int(z), 0.0) for z in block.atomic_numbers)
     return replace(block, energies=block.energies - difference)
-
-
-def _described(path: Path, shift: "LevelShift") -> dict[str, Any]:
-    per_element = {chemical_symbols[z]: e for z, e in shift.per_element.items()}
-    return {"source": path.name, "per_element_ev": per_element, "rms_per_atom_ev": {"before": shift.rms_before, "after": shift.rms_after}}
 
 
 def prepare(
@@ -147,14 +212,15 @@ def prepare(
     align_to : ModelReference, optional
         A model whose energies tell how the levels of theory of the files differ. The energies of all are shifted, per element, to the level
         of the first, and the self-energies are those to which the model's energies are relative at that level: what a model that starts
-        from it needs. `self_energies` must then be ``auto``.
+        from it needs. `self_energies` must then be ``auto``. Files of `inputs` that state one level of theory share a shift, those that state
+        none have each their own; files that are held out take that of their level, or that of the first file.
     level_of_theory : str, optional
         Origin of the labels, for those who use the model; by default what the files say.
     validation_data, test_data : sequence of Path
         Files whose frames choose a model, or test it, in place of a fraction: for data that come with a split.
     hold_out_molecules : bool
-        Leave out frames that would be trained on and have a molecule of a held-out formula, as one of several or alone: a pair has a formula of
-        its own, so a split by formula holds pairs out, not their halves.
+        Leave out frames that would be trained on, or choose a model, and have a molecule whose formula a later split holds, as one of several
+        or alone: a pair has a formula of its own, so a split by formula holds pairs out, not their halves.
     progress : callable, optional
         Called with the file's name and the number of frames written so far.
 
@@ -203,9 +269,18 @@ def prepare(
     def blocks_of(path: Path, into: ReadReport) -> Iterator[FrameBlock]:
         return open_blocks(path, into, layout, energy_key, force_key, energy_unit, force_unit, not with_forces)
 
+    def stated_level(path: Path) -> str | None:
+        beginning = ReadReport()
+        next(blocks_of(path, beginning), None)
+        return beginning.level_of_theory
+
+    levels: list[_Level] = []
     shifts: dict[Path, LevelShift] = {}
     if align_to is not None:
-        shifts = {path: align_to.shift(blocks_of(path, ReadReport())) for path, _ in dict.fromkeys(files)}
+        levels = _levels(dict.fromkeys(inputs), dict.fromkeys(path for path, split in files if split is not None), stated_level)
+        for level in levels:
+            level.shift = align_to.shift(chain.from_iterable(blocks_of(path, ReadReport()) for path in level.fitted))
+            shifts |= dict.fromkeys((*level.taken_for, *level.fitted), level.shift)
     writer = PackedWriter(output, with_forces)
     try:
         for path, split_of_file in files:
@@ -246,7 +321,7 @@ def prepare(
     extra["split_files"] = {split: [p.name for p in paths] for split, paths in held_out.items()}
     if align_to is not None:
         extra["aligned_to"] = align_to.name
-        extra["level_shifts"] = [_described(path, shift) for path, shift in shifts.items()]
+        extra["level_shifts"] = [level.described() for level in levels]
     if level_of_theory is not None:
         extra["level_of_theory"] = level_of_theory
     return writer.close(table, origin, {"validation": validation, "test": test}, seed, extra, split_by, hold_out_molecules)

@@ -2,16 +2,18 @@
 
 from pathlib import Path
 
+import numpy as np
 from ase import Atoms
 
-from training.data.frames import ReadReport, hill_formula
+from training.data.frames import hill_formula
+from training.data.molecules import formulas_of_parts
 from training.data.packed import PackedDataset
-from training.data.prepare import open_blocks
+from training.data.prepare import formulas_of_file
 from training.data.splits import split_of
 
 
 class HeldOut:
-    """Tells whether a molecule is held out.
+    """Tells whether a molecule, or one of several in a cluster, is held out.
 
     Parameters
     ----------
@@ -40,8 +42,12 @@ class HeldOut:
                         self._formulas |= dataset.formulas_of(dataset.indices("validation")) | dataset.formulas_of(dataset.indices("test"))
                     self._rules.append((metadata["split_fractions"], metadata["split_seed"]))
             else:
-                self._formulas |= {block.formula for block in open_blocks(path, ReadReport(), energies_only=True)}
+                self._formulas |= formulas_of_file(path)
 
     def __contains__(self, atoms: Atoms) -> bool:
-        formula = hill_formula(atoms.numbers)
+        """Whether the formula of `atoms` is held out, or that of one of the molecules that they are."""
+        (parts,) = formulas_of_parts(atoms.numbers[None].astype(np.uint8), atoms.positions[None])
+        return any(map(self._is_held_out, {hill_formula(atoms.numbers), *parts}))
+
+    def _is_held_out(self, formula: str) -> bool:
         return formula in self._formulas or any(split_of(formula, fractions, seed) != "train" for fractions, seed in self._rules)

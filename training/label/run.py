@@ -56,8 +56,8 @@ class LabelSettings:
         Frames of dynamics, of displacements, and of displacements with a stretched bond, a turned torsion or a bent angle (see
         `training.label.scans`), for each conformer and temperature.
     hold_out : tuple of str
-        Data whose formulas are left out, also in pairs, so that they can still be tested on: of a file all formulas, of a packed data set
-        those that its split does not give to training.
+        Data whose formulas are left out, also in pairs and clusters, so that they can still be tested on: of a file all formulas, of a packed
+        data set those that its split does not give to training.
     dimers : int
         Random pairs of the molecules, in all.
     contacts : tuple of float
@@ -224,7 +224,7 @@ def _sample(
                     f"the dynamics of {failed_in_a_row} molecules in a row failed, lastly: {note}; is the sampler made for such molecules?"
                 )
             if candidates and candidates[0].atoms in held_out:
-                candidates, note = [], f"{candidates[0].molecule}: its formula is held out"
+                candidates, note = [], f"{candidates[0].molecule}: its formula is held out, or that of a molecule in it"
             journal.add_task(task, candidates, note)
         tell("sampling", i + 1, total)
 
