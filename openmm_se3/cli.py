@@ -183,9 +183,12 @@ def models() -> None:
     table = Table("name", "elements", "cutoff (nm)", "parameters", "force RMSE (kcal/mol/Å)", "licence")
     for name in available_models():
         m = read_metadata(name)
-        error = m.metrics.get("test", {}).get("force_rmse_kcal_per_mol_per_angstrom")
-        force_error = "-" if error is None else f"{error:.2f}"
-        table.add_row(name, " ".join(m.elements), f"{m.cutoff_nm:g}", f"{m.n_parameters:,}", force_error, escape(m.licence))
+        errors = []
+        for kind, key in (("direct", "force_rmse"), ("conservative", "conservative_force_rmse")):
+            error = m.metrics.get("test", {}).get(f"{key}_kcal_per_mol_per_angstrom")
+            if error is not None and kind not in m.untrained:
+                errors.append(f"{kind} {error:.2f}")
+        table.add_row(name, " ".join(m.elements), f"{m.cutoff_nm:g}", f"{m.n_parameters:,}", ", ".join(errors) or "-", escape(m.licence))
     console.print(table)
 
 
