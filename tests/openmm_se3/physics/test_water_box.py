@@ -1,6 +1,7 @@
 """The water box: how it is built, its radial distribution, its trajectory, a run that is interrupted."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -69,10 +70,11 @@ class TestMeasure:
     SETTINGS = replace(QUICK, box_waters=8, box_ps=0.1)
 
     @pytest.mark.filterwarnings("ignore:.*closed shell")
-    @pytest.mark.parametrize("kind", [Morse, MorseWithFast])
+    @pytest.mark.parametrize("kind", [Morse, partial(MorseWithFast, fast_depth=8.0)], ids=["multiple time steps", "fast network"])
     def test_run_and_continue(self, kind, tmp_path, monkeypatch):
         monkeypatch.setattr(water_box_module, "LONGEST_BOND_NM", 1.0)  # as if the weak bonds of this model held
-        subject = Subject(write_model(kind(depth=10.0), tmp_path / "morse.pt"))
+        # Steep, so that atoms, which all attract each other here, do not come too close.
+        subject = Subject(write_model(kind(depth=10.0, steepness=60.0), tmp_path / "morse.pt"))
         seen = []
         section = measure_water_box(subject, self.SETTINGS, tmp_path, seen.append)
         found = {q.name: q for q in section.quantities}
