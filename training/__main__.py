@@ -105,8 +105,10 @@ def prepare_command(
                 level_of_theory=level_of_theory,
                 progress=lambda name, n: bar.update(task, description=f"{name}: {n:,} frames"),
             )
-            bar.update(task, description="looking for tested molecules in pairs")
-            in_parts = dataset.frames_tested_on_parts()
+            in_parts = 0
+            if not hold_out_molecules:  # which has looked, and left such frames out
+                bar.update(task, description="looking for tested molecules in pairs")
+                in_parts = dataset.frames_tested_on_parts()
     except _EXPECTED as error:
         raise _fail(error) from None
     m = dataset.metadata

@@ -23,6 +23,8 @@ NETWORK_FILE = "network.ckpt"
 FAST_FILE = "fast.ckpt"
 #: Of the names of the averaged weights in a checkpoint.
 AVERAGED = "ema.module."
+#: What an exported file says of the data that its network was trained on.
+TOLD_OF_DATA = ("sources", "sha256", "split_seed", "split_fractions", "self_energies_origin")
 
 
 class CheckpointError(ValueError):
@@ -223,8 +225,7 @@ def _rebuilt(
         network.load_state_dict(weights)
     except RuntimeError:
         raise CheckpointError(f"{origin} does not tell the sizes of its network, and they are not the usual ones; give its checkpoint") from None
-    kept = ("sources", "sha256", "split_seed", "split_fractions", "self_energies_origin", "hold_out_molecules")
-    data = {k: training_data.get(k) for k in kept} | common
+    data = {k: training_data.get(k) for k in (*TOLD_OF_DATA, "hold_out_molecules")} | common
     return LoadedCheckpoint(network.eval().requires_grad_(False), config, data, int(training_data["steps"]))
 
 

@@ -25,7 +25,7 @@ from openmm_se3.model_file import (
     weights_sha256,
 )
 from openmm_se3.validation import Check, validate_model
-from training.checkpoint import FAST_FILE, NETWORK_FILE, LoadedCheckpoint, attach_network, load_checkpoint, load_exported
+from training.checkpoint import FAST_FILE, NETWORK_FILE, TOLD_OF_DATA, LoadedCheckpoint, attach_network, load_checkpoint, load_exported
 from training.committee import ExportedCommittee
 from training.exported import ExportedModel, ExportedModelWithFast
 from training.network import AnyNetworkConfig, ReferenceConfig
@@ -141,7 +141,7 @@ def _sizes(loaded: LoadedCheckpoint) -> dict[str, Any]:
 
 
 def _training_data(loaded: LoadedCheckpoint) -> dict[str, Any]:
-    told = {k: loaded.data[k] for k in ("sources", "sha256", "split_seed", "split_fractions", "self_energies_origin")} | {"steps": loaded.step}
+    told = {k: loaded.data[k] for k in TOLD_OF_DATA} | {"steps": loaded.step}
     if loaded.data.get("hold_out_molecules"):
         told["hold_out_molecules"] = True
     start = loaded.config.initial_model
