@@ -1,6 +1,7 @@
 """The training step as a LightningModule: one optimizer step, its schedule, weight averaging and its guard."""
 
 import itertools
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from ase.data import atomic_numbers as NUMBER_OF_SYMBOL
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from training.averaging import averaged
 from training.checkpoint import CheckpointError
@@ -26,15 +27,22 @@ from training.network import build_network
 from training.optimizer import learning_rate, make_optimizer
 
 
+#: Processes that look for neighbours while a GPU computes; on a CPU they would only take its cores.
+LOADERS_OF_A_GPU = 4
+
+
 class _BatchStream(IterableDataset):
-    """Endless batches from a given one on; each rank of a distributed run takes its share."""
+    """Endless batches from a given one on; each rank of a distributed run takes its share, each of its loaders one batch in turn."""
 
     def __init__(self, sampler: SizeSampler, collate: Collator, start: int, rank: int, world_size: int) -> None:
         self.sampler, self.collate, self.start, self.rank, self.world_size = sampler, collate, start, rank, world_size
 
     def __iter__(self) -> Iterator[Batch]:
+        loader = get_worker_info()
+        number, loaders = (0, 1) if loader is None else (loader.id, loader.num_workers)
         stream = self.sampler.stream(self.start * self.world_size)
-        return map(self.collate, itertools.islice(stream, self.rank, None, self.world_size))
+        # A DataLoader takes from its loaders one after the other, so the batches come in the order of the stream.
+        return map(self.collate, itertools.islice(stream, self.rank + number * self.world_size, None, loaders * self.world_size))
 
 
 class TrainingModule(lightning.LightningModule):
@@ -100,7 +108,8 @@ class TrainingModule(lightning.LightningModule):
     def train_dataloader(self) -> DataLoader:
         """Endless stream that continues where the checkpoint stood."""
         stream = _BatchStream(self.sampler("train"), self.collate, self.batches_seen, self.global_rank, self.trainer.world_size)
-        return DataLoader(stream, batch_size=None)
+        loaders = 0 if self.device.type == "cpu" else min(LOADERS_OF_A_GPU, os.cpu_count() or 1)
+        return DataLoader(stream, batch_size=None, num_workers=loaders)
 
     def val_dataloader(self) -> DataLoader:
         """All batches of the validation split, smallest molecules first; of a distributed run, this process' share."""

@@ -1,10 +1,12 @@
 """Ring systems of medicinal chemistry with small substituents, as SMILES: breadth for the training data of `se3-ani1x`.
 
     python -m benchmarks.accuracy.rings > rings.smi
+    python -m benchmarks.accuracy.rings --variants 20 --seed 1 > more-rings.smi
 
 Every ring system comes bare, and several times with one or two substituents, chosen by a fixed seed.
 """
 
+import argparse
 import random
 
 from rdkit import Chem
@@ -70,4 +72,8 @@ def decorated_rings(variants: int = 4, most_heavy_atoms: int = 15, seed: int = 0
 
 
 if __name__ == "__main__":
-    print("\n".join(decorated_rings()))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variants", type=int, default=4, help="attempts at substitution for each ring system")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of places and substituents")
+    arguments = parser.parse_args()
+    print("\n".join(decorated_rings(arguments.variants, seed=arguments.seed)))

@@ -1,5 +1,6 @@
 """Two processes train as one with their batches put together, and agree on what to skip."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -101,6 +102,18 @@ def test_the_same_weights_as_one_process_with_the_same_global_batch(two_processe
     found, expected = (read_log(folder / "log.csv")[-1] for folder in (two_processes / mode, tmp_path / "run"))
     for column in ("validation_energy_rmse", "validation_energy_mae", "validation_force_rmse"):
         assert float(found[column]) == pytest.approx(float(expected[column]), rel=1e-3), column
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # of a machine with fewer cores
+@pytest.mark.parametrize("rank", [0, 1])
+def test_loaders_of_a_gpu_bring_the_batches_in_the_order_of_one(two_processes, rank):
+    config = config_of(two_processes / "packed", "direct")
+    module = training_module.TrainingModule(config, training_module.PackedDataset(config.data))
+    stream = training_module._BatchStream(module.sampler("train"), module.collate, 3, rank, 2)
+    expected = [batch.frames.tolist() for batch in itertools.islice(stream, 7)]
+    loader = training_module.DataLoader(stream, batch_size=None, num_workers=3)
+    assert [batch.frames.tolist() for batch in itertools.islice(loader, 7)] == expected
+    assert expected[0] != expected[1]
 
 
 def test_a_loss_that_is_not_finite_in_one_process_skips_the_step_of_all(two_processes):
