@@ -26,7 +26,6 @@ from training.loss import EnergyForceLoss, ErrorSums, molecule_energies, predict
 from training.network import build_network
 from training.optimizer import learning_rate, make_optimizer
 
-
 #: Processes that look for neighbours while a GPU computes; on a CPU they would only take its cores.
 LOADERS_OF_A_GPU = 4
 
