@@ -59,8 +59,12 @@ python -m benchmarks.accuracy.rings > "$OUT/rings.smi"
 make rings ANI1xEnsemble "$OUT/rings.smi" --conformers 1 --temperature 300 --temperature 700 --frames 2 --displacements 2 --torsions 1 --seed 9 \
     --sampler openmm_se3:SE3Calculator --sampler-option forces=direct --sampler-option precision=single
 
-# Bonds pulled apart further than `--stretches` goes, and more ring systems: drawn from geometries that cost no dynamics.
+# Bonds pulled apart further than `--stretches` goes.
 python -m benchmarks.accuracy.scans O "[H][H]" C N CC CO CN CCO OO NN > "$OUT/scans.xyz"
 make dft-scans DFT "$OUT/scans.xyz"
+
+# More of such ring systems, and the same ones again, from displaced geometries, which cost no dynamics.
 python -m benchmarks.accuracy.rings --variants 20 --seed 1 | grep -vxFf "$OUT/rings.smi" | shuf --random-source=<(yes) > "$OUT/more-rings.smi"
-make more-rings ANI1xEnsemble "$OUT/more-rings.smi" --conformers 1 --temperature 300 --temperature 800 --displacements 3 --seed 11
+DISPLACED="--temperature 300 --temperature 800 --displacements 3"
+make more-rings ANI1xEnsemble "$OUT/more-rings.smi" $DISPLACED --conformers 1 --seed 11
+make displaced-rings ANI1xEnsemble "$OUT/rings.smi" $DISPLACED --conformers 2 --torsions 1 --seed 12
