@@ -17,6 +17,7 @@ from rdkit.Chem import Descriptors
 from benchmarks.accuracy import run
 from benchmarks.accuracy.fragments import fragments
 from benchmarks.accuracy.rings import RING_SYSTEMS, decorated_rings
+from benchmarks.accuracy.scans import FACTORS, scan
 from benchmarks.accuracy.without import without
 from tests.training.helpers import KEYS, SAMPLE, SMALL
 from training.checkpoint import load_checkpoint
@@ -129,3 +130,25 @@ def test_formulas_that_are_trained_on_in_pairs(tmp_path):
                 group["coordinates"] = np.stack([a.positions for a in same])
     # What is trained on alone is what a split by formula takes care of.
     assert fragments(tmp_path / "train.h5", tmp_path / "test.h5") == {"CH4": (1, 2), "H2O": (1, 2)}
+
+
+class TestScans:
+    def test_there_is_one_of_the_bonds_that_symmetry_makes_alike(self):
+        assert len(scan("C")) == len(scan("O")) == len(FACTORS)
+        ethane = scan("CC")
+        assert len(ethane) == 2 * len(FACTORS)  # C-C and one C-H
+        assert all(atoms.get_chemical_formula() == "C2H6" for atoms in ethane)
+
+    def test_the_bond_is_as_long_as_it_is_said_to_be_and_the_rest_keeps_its_shape(self):
+        frames = scan("CC")[: len(FACTORS)]
+        lengths = np.array([atoms.get_distance(0, 1) for atoms in frames])
+        at_rest = np.sum(lengths) / np.sum(FACTORS)
+        assert at_rest == pytest.approx(1.53, abs=0.1)
+        np.testing.assert_allclose(lengths, at_rest * np.array(FACTORS), atol=0.2)
+        of_methyl = np.array([atoms.get_distance(0, 2) for atoms in frames])
+        assert np.ptp(of_methyl) < 0.3
+
+    def test_the_seed_draws_the_displacements(self):
+        first, same, other = (scan("O", seed=seed)[0].positions for seed in (0, 0, 1))
+        assert (first == same).all()
+        assert (first != other).any()
