@@ -107,7 +107,7 @@ class TrainingModule(lightning.LightningModule):
     def train_dataloader(self) -> DataLoader:
         """Endless stream that continues where the checkpoint stood."""
         stream = _BatchStream(self.sampler("train"), self.collate, self.batches_seen, self.global_rank, self.trainer.world_size)
-        loaders = 0 if self.device.type == "cpu" else min(LOADERS_OF_A_GPU, os.cpu_count() or 1)
+        loaders = min(LOADERS_OF_A_GPU, os.cpu_count() or 1) if self.device.type == "cuda" else 0
         return DataLoader(stream, batch_size=None, num_workers=loaders)
 
     def val_dataloader(self) -> DataLoader:

@@ -14,12 +14,12 @@ from ase import Atoms
 from ase.io import write
 from rdkit import Chem
 
-from training.label.scans import hinges
+from training.label.scans import hinges, stretched
 from training.label.structures import geometries, is_plausible, read_molecules
 
 #: Lengths of the bond in units of its own at rest: denser where the energy changes most.
 FACTORS = (0.65, 0.75, 0.85, 1.1, 1.25, 1.4, 1.55, 1.7, 1.85, 2.0, 2.15, 2.3, 2.45, 2.6, 2.8, 3.0, 3.3, 3.7, 4.2, 4.8)
-#: Angstrom.
+#: Standard deviation of the random displacements, Angstrom.
 DISPLACEMENT = 0.03
 
 
@@ -36,9 +36,8 @@ def scan(smiles: str, seed: int = 0) -> list[Atoms]:
             continue
         seen.add(ends)
         for factor in FACTORS:
-            frame = atoms.copy()
-            frame.positions[bond.side] += (atoms.positions[bond.end] - atoms.positions[bond.pivot]) * (factor - 1.0)
-            frame.positions += rng.normal(scale=DISPLACEMENT, size=frame.positions.shape)
+            x = stretched(atoms.positions, bond, factor)
+            frame = Atoms(atoms.numbers, x + rng.normal(scale=DISPLACEMENT, size=x.shape))
             if is_plausible(frame):
                 frames.append(frame)
     return frames

@@ -76,12 +76,18 @@ def _part(neighbors: list[list[int]], start: int, barred: int) -> set[int]:
     return part
 
 
+def stretched(positions: np.ndarray, bond: Hinge, factor: float) -> np.ndarray:
+    """Positions with a bond `factor` times as long; its smaller side moves along, as it is."""
+    x = positions.copy()
+    x[bond.side] += (x[bond.end] - x[bond.pivot]) * (factor - 1.0)
+    return x
+
+
 def _stretch(atoms: Atoms, rng: np.random.Generator, bonds: list[Hinge], neighbors: list[list[int]]) -> np.ndarray:
-    x = atoms.positions.copy()
+    x = atoms.positions
     n = 2 if len(bonds) > 1 and rng.random() < SECOND_BOND else 1
     for k in rng.choice(len(bonds), size=n, replace=False):
-        bond = bonds[k]
-        x[bond.side] += (x[bond.end] - x[bond.pivot]) * (rng.uniform(*STRETCHES) - 1.0)
+        x = stretched(x, bonds[k], rng.uniform(*STRETCHES))
     return x
 
 
