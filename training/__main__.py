@@ -398,6 +398,7 @@ def label_command(
     ] = None,
     committee: Annotated[list[str] | None, typer.Option(help="Exported model; give two or more: their disagreement picks.")] = None,
     select: Annotated[int | None, typer.Option(help="How many candidates to label: those on which the committee disagrees most.")] = None,
+    max_force: Annotated[float, typer.Option(help="Leave out labels with a larger force on an atom, kcal/mol/Angstrom.")] = 400.0,
     level_of_theory: Annotated[str | None, typer.Option(help="What the labels are; by default the calculator and its options.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run that left OUTPUT.journal.")] = False,
@@ -425,6 +426,7 @@ def label_command(
             hold_out=tuple(hold_out or ()),
             committee=tuple(committee or ()),
             select=select,
+            max_force=max_force,
             seed=seed,
         )
         with Progress(*columns, console=Console(stderr=True)) as bar:

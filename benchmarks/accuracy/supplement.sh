@@ -61,7 +61,12 @@ make rings ANI1xEnsemble "$OUT/rings.smi" --conformers 1 --temperature 300 --tem
 
 # From here on for models to come: not in the data of the released weights. First, bonds pulled apart further than `--stretches` goes.
 python -m benchmarks.accuracy.scans O "[H][H]" C N CC CO CN CCO OO NN > "$OUT/scans.xyz"
-make dft-scans DFT "$OUT/scans.xyz"
+make dft-scans DFT "$OUT/scans.xyz" --max-force 4000
+
+# Contacts so hard that a model without them makes up holes in its repulsive walls; forces of thousands of kcal/mol/Angstrom.
+make dft-methane-walls DFT C --conformers 1 --dimers 45 --contacts 0.5 1.3 --max-force 4000 --seed 21
+make dft-walls DFT O C N --conformers 1 --dimers 90 --contacts 0.5 1.2 --max-force 4000 --seed 22
+make dft-hydrogen-walls DFT O C "[H][H]" --conformers 1 --dimers 40 --contacts 0.4 1.2 --max-force 4000 --seed 23
 
 # More of such ring systems, and the same ones again, from displaced geometries, which cost no dynamics.
 python -m benchmarks.accuracy.rings --variants 20 --seed 1 | grep -vxFf "$OUT/rings.smi" | shuf --random-source=<(yes) > "$OUT/more-rings.smi"

@@ -346,6 +346,14 @@ class TestRun:
             assert file["CH4O/label.forces"].attrs["units"] == "Hartree/Angstrom"
             assert (np.diff(file["CH4O/atomic_numbers"][()].astype(int)) >= 0).all()
 
+    def test_larger_forces_than_wanted_are_left_out(self, tmp_path):
+        stretched = tmp_path / "stretched.xyz"
+        write(stretched, [Atoms("N2", [[0, 0, 0], [r, 0, 0]]) for r in (1.0, 1.1)])  # in EMT, 2 and 75 kcal/mol/Angstrom
+        settings = LabelSettings(calculator="emt", temperatures=(300.0,), frames=0, displacements=0, max_force=70.0)
+        report = label([str(stretched)], tmp_path / "less.h5", settings)
+        assert (report["labelled"], report["failures"]) == (1, {"a force above 70 kcal/mol/Angstrom": 1})
+        assert label([str(stretched)], tmp_path / "all.h5", replace(settings, max_force=80.0))["labelled"] == 2
+
     def test_interrupted_and_resumed_equals_uninterrupted(self, tmp_path):
         label(INPUTS, tmp_path / "whole.h5", QUIET)
         needed = CountingEMT.evaluations
@@ -459,6 +467,8 @@ label({INPUTS!r}, Path({str(tmp_path / "killed.h5")!r}), settings)
             ({"contacts": (1.0, float("inf"))}, "contacts must be two positive distances"),
             ({"temperatures": (300.0, float("nan"))}, "temperatures must be positive"),
             ({"temperatures": (float("inf"),)}, "temperatures must be positive"),
+            ({"max_force": 0.0}, "max_force must be a positive number of kcal/mol/Angstrom, got 0.0"),
+            ({"max_force": float("inf")}, "max_force must be a positive number"),
             ({"seed": 99999999999}, r"seed must be less than 2\*\*31, RDKit's limit, got 99999999999"),
         ],
     )

@@ -29,8 +29,6 @@ from training.label.scans import bent_frames, stretched_frames, turned_frames
 from training.label.structures import Molecule, geometries, is_plausible, read_molecules
 from training.units import KCAL_PER_MOL_PER_EV
 
-#: Labels with a larger force on an atom are left out: no simulation goes there, and squared errors of such frames would drown all others.
-MAX_FORCE = 400.0 / KCAL_PER_MOL_PER_EV  # eV/Angstrom
 MAX_FAILURES_IN_A_ROW = 20
 #: Labels that failed in a row are of so many molecules at least where the calculator itself is to blame, and not what it cannot do.
 MOLECULES_OF_FAILURES = 5
@@ -67,6 +65,9 @@ class LabelSettings:
         Exported models whose disagreement decides what is labelled.
     select : int or None
         How many candidates are labelled: those on which the committee disagrees most.
+    max_force : float
+        Labels with a larger force on an atom are left out, kcal/mol/Angstrom. No simulation goes beyond the default, and squared errors of such
+        frames would drown all others; a repulsive wall, learned by a robust loss, needs more.
     seed : int
         Of everything random.
     """
@@ -87,6 +88,7 @@ class LabelSettings:
     contacts: tuple[float, float] = (1.6, 4.0)
     committee: tuple[str, ...] = ()
     select: int | None = None
+    max_force: float = 400.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -108,6 +110,8 @@ class LabelSettings:
             raise LabelError("a committee and the number of frames to select belong together; give both or neither")
         if self.select is not None and self.select < 1:
             raise LabelError(f"select must be at least 1, got {self.select}")
+        if not 0 < self.max_force < np.inf:
+            raise LabelError(f"max_force must be a positive number of kcal/mol/Angstrom, got {self.max_force}")
 
 
 def label(
@@ -164,7 +168,7 @@ def label(
         if committee is not None:
             assert settings.select is not None
             _choose(journal, committee, settings.select, tell)
-        _label(journal, make_label, tell)
+        _label(journal, make_label, settings.max_force, tell)
         report = {
             "candidates": journal.count("1"),
             "labelled": journal.count("energy IS NOT NULL"),
@@ -287,7 +291,7 @@ def _choose(journal: Journal, committee: Committee, n_frames: int, tell: Progres
     journal.choose(n_frames)
 
 
-def _label(journal: Journal, make_calculator: Callable[[], Calculator], tell: Progress) -> None:
+def _label(journal: Journal, make_calculator: Callable[[], Calculator], max_force: float, tell: Progress) -> None:
     """Label what is chosen and not yet labelled."""
     total = journal.count("chosen")
     done = total - journal.count("chosen AND energy IS NULL AND failure IS NULL")
@@ -319,8 +323,8 @@ def _label(journal: Journal, make_calculator: Callable[[], Calculator], tell: Pr
                 journal.set_failure(failed, reason)
             failures.clear()
             of_molecules.clear()
-            if np.square(forces).sum(1).max() > MAX_FORCE**2:
-                journal.set_failure(frame, f"a force above {MAX_FORCE * KCAL_PER_MOL_PER_EV:.0f} kcal/mol/Angstrom")
+            if np.linalg.norm(forces, axis=1).max() * KCAL_PER_MOL_PER_EV > max_force:
+                journal.set_failure(frame, f"a force above {max_force:g} kcal/mol/Angstrom")
             else:
                 journal.set_label(frame, energy, forces)
         done += 1
