@@ -17,6 +17,7 @@ from openmm import unit
 
 from benchmarks.records import save
 from openmm_se3 import SE3Potential
+from openmm_se3.masses import masses_of
 from openmm_se3.simulate import minimize
 from openmm_se3.simulation_settings import SimulationSettings
 from openmm_se3.structures import read_structure
@@ -38,6 +39,7 @@ def run(name, structure, model, forces, ensemble, temperature, timestep, steps, 
     context.setPositions(positions)
     if temperature > 0:
         context.setVelocitiesToTemperature(temperature * unit.kelvin, seed)
+    masses = masses_of(system)
     pairs = np.array([(bond.atom1.index, bond.atom2.index) for bond in topology.bonds()])
     start = np.linalg.norm(positions[pairs[:, 0]] - positions[pairs[:, 1]], axis=1)
     lowest, highest = np.full(len(pairs), np.inf), np.zeros(len(pairs))
@@ -45,11 +47,14 @@ def run(name, structure, model, forces, ensemble, temperature, timestep, steps, 
     begin, last = time.perf_counter(), 0.0
     for k in range(steps // every):
         integrator.step(every)
-        state = context.getState(getPositions=True, getEnergy=True)
+        state = context.getState(getPositions=True, getEnergy=True, getVelocities=True)
         x = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
         length = np.linalg.norm(x[pairs[:, 0]] - x[pairs[:, 1]], axis=1)
         lowest, highest = np.minimum(lowest, length), np.maximum(highest, length)
         kinetic.append(state.getKineticEnergy().value_in_unit(unit.kilojoule_per_mole))
+        if ensemble == "nvt":  # the thermostat adds motion of the centre, which CMMotionRemover takes away at the start of the next step
+            momentum = masses @ state.getVelocities(asNumpy=True).value_in_unit(unit.nanometer / unit.picosecond)
+            kinetic[-1] -= float(momentum @ momentum) / (2 * masses.sum())
         potential.append(state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole))
         done = (k + 1) * every * timestep * 1e-3
         if done - last >= 10.0:

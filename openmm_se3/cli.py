@@ -99,7 +99,10 @@ def simulate(
     platform: Annotated[str, typer.Option(help="OpenMM platform, or auto.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of velocities and thermostat, 1 or more.")] = 1,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in --output from its checkpoint, with --steps up to more steps.")
+        bool,
+        typer.Option(
+            "--resume", help="Continue the run in --output from its checkpoint, with --steps up to more steps, with --model by a file that was moved."
+        ),
     ] = False,
 ) -> None:
     """Minimise a structure, run dynamics, write trajectory, log, checkpoint and a picture."""
@@ -107,7 +110,7 @@ def simulate(
 
     from openmm_se3.errors import SimulationError
     from openmm_se3.simulate import simulate as run
-    from openmm_se3.simulation_files import PLOT_FILE, TRAJECTORY_FILE, extend, read_settings, temperature_deviation
+    from openmm_se3.simulation_files import PLOT_FILE, TRAJECTORY_FILE, extend, move_model, read_settings, temperature_deviation
     from openmm_se3.simulation_settings import SimulationSettings
 
     if structure is None and not (resume and output is not None):
@@ -120,14 +123,18 @@ def simulate(
         if resume:
             sources = {name: context.get_parameter_source(name) for name in context.params}
             given = {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
-            refused = sorted(given - {"structure", "output", "steps", "resume"})
+            refused = sorted(given - {"structure", "output", "steps", "model", "resume"})
             if refused:
                 options = ", ".join("--" + name.replace("_", "-") for name in refused)
-                raise ValueError(f"a run goes on as it began: --resume takes --steps, to make it longer, but not {options}")
-            if {"structure", "output"} <= given and Path(read_settings(directory).structure) != structure.resolve():  # type: ignore[union-attr]
+                raise ValueError(
+                    f"a run goes on as it began: --resume takes --steps, to make it longer, and --model, whose file was moved, but not {options}"
+                )
+            if structure is not None and Path(read_settings(directory).structure) != structure.resolve():
                 raise ValueError(
                     f"the run in {directory} is of {read_settings(directory).structure}, not of {structure}; --resume needs --output alone"
                 )
+            if "model" in given:
+                move_model(directory, model)
             if "steps" in given:
                 extend(directory, steps)
         else:

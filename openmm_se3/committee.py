@@ -12,6 +12,7 @@ import torch
 from openmm import app, unit
 
 from openmm_se3.atom_names import atom_names, listed
+from openmm_se3.errors import UnsupportedSystemError
 from openmm_se3.force import model_atoms
 from openmm_se3.model_file import module_from_bytes, module_to_bytes
 from openmm_se3.potential import SE3Potential
@@ -47,7 +48,8 @@ class CommitteeReporter:
     topology : openmm.app.Topology
         Tells elements and names of the atoms; in `deviations`, without a `Simulation`, periodic if it has a box.
     atoms : sequence of int, optional
-        The ML atoms of a mixed System; all by default.
+        The ML atoms of a mixed System; all by default. Where it cuts bonds, with the hydrogens that cap them, the last atoms of the topology that
+        ``createMixedSystem(..., returnInfo=True)`` returns; give that topology.
     threshold : float or Quantity, optional
         Largest deviation allowed on any atom, kJ/mol/nm (1 eV/Angstrom is 965); None allows all. Errors of the model grow with the
         deviation, but are not equal to it: choose it from the deviations of structures that the model is known to describe.
@@ -59,9 +61,9 @@ class CommitteeReporter:
     Raises
     ------
     ValueError
-        If the model is no committee, or for an unusable `reportInterval`, `threshold` or `action`.
+        If the model is no committee, or one that was not trained for direct forces, or for an unusable `reportInterval`, `threshold` or `action`.
     UnsupportedSystemError
-        If the model cannot describe these atoms.
+        If the model cannot describe these atoms, or they lack the caps of bonds that a mixed System cuts.
 
     Examples
     --------
@@ -93,8 +95,14 @@ class CommitteeReporter:
                 f"model {potential.metadata.name!r} is one network, which cannot disagree with itself; a committee is exported from several "
                 "training runs: python -m training export A.ckpt B.ckpt OUT.pt"
             )
+        if "direct" in potential.metadata.untrained:
+            raise ValueError(
+                f"the members of committee {potential.metadata.name!r} were not trained for direct forces, which are what is compared; train them "
+                "with loss.force_weight above 0"
+            )
         self._interval, self._threshold, self._action = reportInterval, limit, action
         indices, numbers = model_atoms(topology, atoms, potential.metadata)
+        _require_caps(topology, set(indices))
         self._atoms, self._numbers = np.array(indices), torch.tensor(numbers)
         self._names = atom_names(topology, indices)
         self._periodic = topology.getPeriodicBoxVectors() is not None
@@ -163,3 +171,15 @@ class CommitteeReporter:
         box = torch.tensor(state.getPeriodicBoxVectors(asNumpy=True).value_in_unit(unit.nanometer), dtype=torch.float64) if self._periodic else None
         deviations: np.ndarray = self._model.deviations(x, self._numbers, box).cpu().numpy()
         return deviations
+
+
+def _require_caps(topology: app.Topology, atoms: set[int]) -> None:
+    """Without the hydrogens that openmm-ml puts on cut bonds, the atoms at their ends would pass for radicals."""
+    bonds = [(bond.atom1.index, bond.atom2.index) for bond in topology.bonds()]
+    cut = [pair for pair in bonds if (pair[0] in atoms) != (pair[1] in atoms)]
+    caps = atoms - {atom for pair in bonds for atom in pair}
+    if len(cut) > len(caps):
+        raise UnsupportedSystemError(
+            f"{len(cut)} bonds lead from atoms to others, the first that of {cut[0][0]} and {cut[0][1]}, and the hydrogens that cap them in a mixed "
+            "System are not among atoms; give the topology of createMixedSystem(..., returnInfo=True) and add the indices of its last atoms"
+        )

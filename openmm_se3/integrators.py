@@ -34,7 +34,8 @@ class MultipleTimeStepIntegrator(openmm.CustomIntegrator):
 
     With friction the kinetic energy, and so the temperature of reporters, is that of the velocities before the last half kick of a step, as
     LangevinMiddleIntegrator reports it. Those have the bath's temperature; at the end of a step h velocities are too cold by (omega h)^2 / 4 in
-    a vibration of frequency omega, some per cent for bonds to hydrogen, though positions are sampled rightly.
+    a vibration of frequency omega, some per cent for bonds to hydrogen, though positions are sampled rightly. Of velocities that are set anew it is
+    not, until the next step: compute it from them, where a Monte Carlo test needs it.
 
     Temperature and friction are part of the state, as every variable of a CustomIntegrator is: ``Context.loadCheckpoint``, ``Context.setState``
     and ``Simulation.loadState`` bring back those that were saved, which `getTemperature` and `getFriction` then tell. To go on at others, set
@@ -93,8 +94,8 @@ class MultipleTimeStepIntegrator(openmm.CustomIntegrator):
             fast = "f"
         elif fastInSlow:
             fast = f"{innerSteps}/{innerSteps - 1}*{fast}"
-        # What the last half kick adds, so that velocities that are set anew have their own kinetic energy. Without friction it stays 0, but is
-        # there: a State brings the variables of the integrator that it was saved with, and those must exist.
+        # What the last half kick adds. Without friction it stays 0, but is there: a State brings the variables of the integrator that it was saved
+        # with, and those must exist.
         self.addPerDofVariable("kick", 0)
         if self._thermostatted:
             self.setKineticEnergyExpression("0.5*m*(v - kick)^2")

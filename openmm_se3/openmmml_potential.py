@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from openmm_se3.potential import SE3Potential
 
 
+#: Arguments of `SE3Potential` that one call may choose.
+_OF_POTENTIAL = ("forces", "device", "precision", "max_neighbors", "cuda_graphs", "inner_steps")
+#: What else is heeded here or by openmm-ml's embedding.
+_OF_CALL = ("forceGroup", "scaleParameter", "batch", "charge", "multiplicity", "linkAtomDistances")
+
+
 class SE3PotentialImpl(MLPotentialImpl):
     """Adds an `SE3Potential` to the Systems that openmm-ml makes.
 
@@ -38,20 +44,32 @@ class SE3PotentialImpl(MLPotentialImpl):
     def addForces(self, topology: openmm.app.Topology, system: openmm.System, atoms: Iterable[int] | None, forceGroup: int, **args: Any) -> None:
         """Called by ``MLPotential.createSystem`` and ``createMixedSystem``.
 
-        `args` may hold ``forces``, ``device``, ``precision`` of `SE3Potential`, for this call, and ``forceGroup``, ``scaleParameter`` and
-        ``batch`` of `SE3Potential.addForces`; those meant for others are ignored.
+        `args` may hold ``forces``, ``device``, ``precision``, ``max_neighbors``, ``cuda_graphs`` and ``inner_steps`` of `SE3Potential`, for this
+        call, and ``forceGroup``, ``scaleParameter`` and ``batch`` of `SE3Potential.addForces`.
+
+        Warns
+        -----
+        UserWarning
+            If it holds others, which may be meant for another potential.
 
         Raises
         ------
         UnsupportedSystemError
             If `args` holds a ``charge`` that is not 0 or a ``multiplicity`` that is not 1, or as `SE3Potential.addForces`.
         ValueError
-            If it holds another option than the potential that was given has.
+            If it holds another option than the potential that was given has, or ``hydrogenMass``.
         """
         from openmm_se3.force import check_neutral
 
         check_neutral(args.get("charge"), args.get("multiplicity"))
-        potential = self._potential({k: args[k] for k in ("forces", "device", "precision") if k in args})
+        if args.get("hydrogenMass") is not None:
+            raise ValueError(
+                "openmm-ml makes the System here, which knows no hydrogenMass; take SE3Potential(...).createSystem(topology, hydrogenMass=...), or "
+                "openmm_se3.masses.repartition_hydrogen_mass(topology, system, mass) afterwards"
+            )
+        if unknown := sorted(set(args) - {*_OF_POTENTIAL, *_OF_CALL, "hydrogenMass"}):
+            warnings.warn(f"{', '.join(unknown)}: no option of this potential, and without effect", stacklevel=4)
+        potential = self._potential({k: args[k] for k in _OF_POTENTIAL if k in args})
         chosen = None if atoms is None else [atom for atom in atoms if atom not in self._sites]
         made = potential._makeForces(
             topology, system, chosen, args.get("forceGroup", forceGroup), args.get("scaleParameter"), args.get("batch"), self._classical
@@ -108,7 +126,7 @@ class SE3PotentialImpl(MLPotentialImpl):
         Raises
         ------
         UnsupportedSystemError
-            If `atoms` holds virtual sites, which have no element, or Drude particles hang on them.
+            If `atoms` holds virtual sites, which have no element, Drude particles hang on them, or topology and System disagree.
         ValueError
             If the potential has ``inner_steps``, with which its forces would have to be alone at the inner steps, or multiple time steps and a
             `forceGroup` other than 0, which the classical forces are in.
@@ -125,7 +143,12 @@ class SE3PotentialImpl(MLPotentialImpl):
         from openmm_se3.errors import UnsupportedSystemError
         from openmm_se3.force import warn_of_virtual_sites
 
-        inner_steps = self._options.get("inner_steps") if self._given is None else self._given.inner_steps
+        if system.getNumParticles() != topology.getNumAtoms():
+            raise UnsupportedSystemError(
+                f"the topology has {topology.getNumAtoms()} atoms, but the System has {system.getNumParticles()} particles; make both from the same "
+                "structure"
+            )
+        inner_steps = args.get("inner_steps", self._options.get("inner_steps") if self._given is None else self._given.inner_steps)
         if inner_steps is not None:
             raise ValueError(
                 f"inner_steps={inner_steps} is for Systems that the model drives alone, but here classical forces act at the inner steps too: "

@@ -255,7 +255,15 @@ class SE3Potential:
             | ({scaleParameter: True} if scaleParameter else {}),
         )
 
-    def createSystem(self, topology: app.Topology, removeCMMotion: bool = True, hydrogenMass: Any = None, **args: Any) -> openmm.System:
+    def createSystem(
+        self,
+        topology: app.Topology,
+        removeCMMotion: bool = True,
+        hydrogenMass: Any = None,
+        forceGroup: int = 0,
+        scaleParameter: str | None = None,
+        batch: Sequence[int] | None = None,
+    ) -> openmm.System:
         """Make a System in which the model drives all atoms.
 
         Parameters
@@ -266,8 +274,8 @@ class SE3Potential:
             Whether to add a CMMotionRemover.
         hydrogenMass : openmm.unit.Quantity or float, optional
             Mass of hydrogens, dalton if it has no unit, taken from the atoms that they are bonded to in `topology`; by default their own.
-        **args
-            ``forceGroup``, ``scaleParameter`` and ``batch`` as in `addForces`.
+        forceGroup, scaleParameter, batch
+            As in `addForces`.
 
         Returns
         -------
@@ -288,7 +296,7 @@ class SE3Potential:
             system.addParticle(atom.element.mass if atom.element is not None else 0 * unit.dalton)
         if hydrogenMass is not None:
             repartition_hydrogen_mass(topology, system, hydrogenMass)
-        self.addForces(topology, system, **args)
+        self.addForces(topology, system, forceGroup=forceGroup, scaleParameter=scaleParameter, batch=batch)
         if removeCMMotion:
             system.addForce(openmm.CMMotionRemover())
         return system

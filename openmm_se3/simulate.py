@@ -16,19 +16,23 @@ from openmm_se3.errors import SimulationError, UnsupportedSystemError
 from openmm_se3.force import check_box
 from openmm_se3.guard import DomainError
 from openmm_se3.integrators import MultipleTimeStepIntegrator
-from openmm_se3.model_file import ModelMetadata, find_model, read_metadata
+from openmm_se3.model_file import ModelMetadata, read_metadata
 from openmm_se3.molecules import keep_molecules_whole, make_whole
 from openmm_se3.platforms import choose_platform, torch_threads
 from openmm_se3.potential import SE3Potential
 from openmm_se3.simulation_files import (
     CHECKPOINT_FILE,
     FINAL_FILE,
+    LOCK_FILE,
     LOG_FILE,
     PLOT_FILE,
     STATE_FILE,
     SimulationFiles,
+    absolute_model,
+    alone,
     check_same_weights,
     frames_until,
+    is_begun,
     plot_log,
     portable_state,
     read_settings,
@@ -167,11 +171,6 @@ def _too_small(context: openmm.Context, metadata: ModelMetadata) -> str | None:
     return None
 
 
-def _absolute_model(model: str) -> str:
-    """Released models by name, files by absolute path, so that a resumed run finds them from any folder."""
-    return str(find_model(model).resolve()) if Path(model).is_file() else model
-
-
 def simulate(
     settings: SimulationSettings | None,
     output: Path,
@@ -202,7 +201,7 @@ def simulate(
     FileExistsError
         If `output` holds a run and `resume` is False.
     SimulationError
-        If there is nothing to resume, or only with another model than the run began with, or the dynamics fail.
+        If there is nothing to resume, or only with another model than the run began with, or another process runs in `output`, or the dynamics fail.
     UnsupportedSystemError, ModelFileError
         For structures and models that cannot be used.
 
@@ -215,8 +214,8 @@ def simulate(
     if resume:
         settings = read_settings(output)
         # A run that was killed before its first checkpoint begins anew.
-        resume = (output / CHECKPOINT_FILE).exists()
-    elif output.exists() and any(output.iterdir()):
+        resume = is_begun(output)
+    elif output.exists() and any(path.name != LOCK_FILE for path in output.iterdir()):
         raise FileExistsError(f"{output} is not empty; choose another output directory, or continue the run in it with --resume")
     if settings is None:
         raise ValueError("a new run needs settings")
@@ -245,7 +244,9 @@ def _run(
         check_same_weights(output, settings.model, potential.metadata.weights_sha256)
     width = potential.max_neighbors = _width(potential.model, platform.getName(), topology, positions, output if resume else None)
     _check_box_of(settings, topology, potential.metadata)
-    system = potential.createSystem(topology, removeCMMotion=settings.ensemble == "nvt", hydrogenMass=settings.hydrogen_mass)
+    # All motion of a lone atom is that of its centre.
+    centred = settings.ensemble == "nvt" and topology.getNumAtoms() > 1
+    system = potential.createSystem(topology, removeCMMotion=centred, hydrogenMass=settings.hydrogen_mass)
     if settings.pressure_bar is not None:
         _add_barostat(system, topology, settings)
         positions = make_whole(topology, positions)
@@ -258,14 +259,26 @@ def _run(
             stacklevel=2,
         )
     simulation = app.Simulation(topology, system, _integrator(settings), platform)
-    outputs = SimulationFiles(output, settings, simulation)
+    with alone(output):  # before minimising: a place that cannot be written costs no time
+        _simulate(settings, output, resume, simulation, positions, potential, width, progress)
 
+
+def _simulate(
+    settings: SimulationSettings,
+    output: Path,
+    resume: bool,
+    simulation: app.Simulation,
+    positions: np.ndarray,
+    potential: SE3Potential,
+    width: int | None,
+    progress: Callable[[int, int, float, float, float], None] | None,
+) -> None:
+    topology, outputs = simulation.topology, SimulationFiles(output, settings, simulation)
     if resume:
         frames = frames_until(restore(simulation, output, settings.seed), settings.report_every, output)
     else:
-        # Before minimising: a place that cannot be written costs no time, and a run that is killed meanwhile can be begun anew.
-        output.mkdir(parents=True, exist_ok=True)
-        kept = replace(settings, structure=str(Path(settings.structure).resolve()), model=_absolute_model(settings.model))
+        # Before minimising: a run that is killed meanwhile can be begun anew.
+        kept = replace(settings, structure=str(Path(settings.structure).resolve()), model=absolute_model(settings.model))
         write_settings(kept, output, potential.metadata.weights_sha256)
         if settings.minimize:
             positions = minimize(topology, positions, settings)

@@ -5,17 +5,20 @@ import json
 import os
 import struct
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import openmm
+from filelock import FileLock, Timeout
 from openmm import app, unit
 
 from openmm_se3.errors import SimulationError
 from openmm_se3.guard import DomainGuard
 from openmm_se3.masses import masses_of
+from openmm_se3.model_file import find_model, read_metadata
 from openmm_se3.physics.statistics import mean_with_error
 from openmm_se3.simulation_settings import SimulationSettings
 
@@ -26,6 +29,7 @@ TRAJECTORY_FILE = "trajectory.dcd"
 LOG_FILE = "log.csv"
 PLOT_FILE = "energy_temperature.png"
 FINAL_FILE = "final.pdb"
+LOCK_FILE = ".lock"
 #: Deviation of the mean temperature from the thermostat's that a user is told of, where it is beyond doubt.
 TEMPERATURE_TOLERANCE = 0.1
 _WEIGHTS = "weights_sha256"  # of the model, beside the settings in their file
@@ -40,10 +44,21 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
     os.replace(partial, path)
 
 
-def _degrees_of_freedom(system: openmm.System) -> int:
-    moving = sum(system.getParticleMass(i) > 0 * unit.dalton for i in range(system.getNumParticles()))
-    removed = any(isinstance(f, openmm.CMMotionRemover) for f in system.getForces())
-    return max(3 * moving - (3 if removed else 0), 1)
+@contextmanager
+def alone(output: Path) -> Iterator[None]:
+    """Make the directory of a run, and keep every other process from running in it until this one ends, however it does.
+
+    Raises
+    ------
+    SimulationError
+        If another process runs there.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(output / LOCK_FILE, timeout=0):
+            yield
+    except Timeout:
+        raise SimulationError(f"another process runs in {output}; wait for its end, or choose another output directory") from None
 
 
 class SimulationFiles:
@@ -51,14 +66,17 @@ class SimulationFiles:
 
     def __init__(self, directory: Path, settings: SimulationSettings, simulation: app.Simulation) -> None:
         self.directory, self.settings, self.simulation = directory, settings, simulation
-        self.dof = _degrees_of_freedom(simulation.system)
+        #: Without motion of the centre of mass, which the thermostat adds in every step and CMMotionRemover takes away at the next one's start.
+        self.centred = any(isinstance(f, openmm.CMMotionRemover) for f in simulation.system.getForces())
+        self.masses = masses_of(simulation.system)
+        self.dof = 3 * int(np.count_nonzero(self.masses)) - (3 if self.centred else 0)
         self.time = 0.0
         self.temperature = 0.0
         self.potential = 0.0
         self.guard = DomainGuard(simulation.topology, settings.report_every)
         self.periodic = simulation.system.usesPeriodicBoundaryConditions()
         self.header = _CSV_HEADER + (_CSV_PERIODIC if self.periodic else ())
-        self.mass = float(masses_of(simulation.system).sum())
+        self.mass = float(self.masses.sum())
 
     def open(self, frames: int) -> None:
         """Start the files, or cut them back to `frames` frames after a kill."""
@@ -79,6 +97,9 @@ class SimulationFiles:
         self.guard.check(state, self.simulation.currentStep)
         potential = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
         kinetic = state.getKineticEnergy().value_in_unit(unit.kilojoule_per_mole)
+        if self.centred:
+            momentum = self.masses @ state.getVelocities(asNumpy=True).value_in_unit(unit.nanometer / unit.picosecond)
+            kinetic -= float(momentum @ momentum) / (2 * self.mass)
         gas = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
         self.temperature, self.potential = 2 * kinetic / (self.dof * gas), potential
         box = state.getPeriodicBoxVectors() if self.periodic else None
@@ -109,6 +130,25 @@ def _rows(log: Path) -> list[list[str]]:
     with open(log, newline="") as file:
         lines = list(csv.reader(file))
     return [line for line in lines[1:] if len(line) == len(lines[0])]
+
+
+def is_begun(output: Path) -> bool:
+    """Whether the run in a directory has a state to go on from; without one it has at most a line of its log.
+
+    Raises
+    ------
+    SimulationError
+        If its log says that it had one.
+    """
+    if (output / CHECKPOINT_FILE).exists() or (output / STATE_FILE).exists():
+        return True
+    log = output / LOG_FILE
+    if log.exists() and len(_rows(log)) > 1:
+        raise SimulationError(
+            f"{output} has a log of steps but neither {CHECKPOINT_FILE} nor {STATE_FILE}, from which to go on; put one back, or begin a new run "
+            "elsewhere"
+        )
+    return False
 
 
 def frames_until(step: int, report_every: int, output: Path) -> int:
@@ -191,6 +231,26 @@ def check_same_weights(output: Path, model: str, weights_sha256: str) -> None:
         )
 
 
+def move_model(output: Path, model: str) -> None:
+    """Let the run in a directory find its model's file where it is now.
+
+    Raises
+    ------
+    ModelFileError
+        If there is no such model.
+    SimulationError
+        If it has other weights than the run began with, or there is no run.
+    """
+    settings = read_settings(output)
+    check_same_weights(output, model, read_metadata(model).weights_sha256)
+    write_settings(replace(settings, model=absolute_model(model)), output, weights_of_run(output))
+
+
+def absolute_model(model: str) -> str:
+    """Released models by name, files by absolute path, so that a resumed run finds them from any folder."""
+    return str(find_model(model).resolve()) if Path(model).is_file() else model
+
+
 def extend(output: Path, steps: int) -> None:
     """Let the run in a directory go on to so many steps in all when it is resumed.
 
@@ -218,7 +278,7 @@ def portable_state(output: Path) -> openmm.State:
 
 
 def restore(simulation: app.Simulation, output: Path, seed: int) -> int:
-    """Load the checkpoint; where it is of another machine or platform, the portable state. Returns the step.
+    """Load the checkpoint; where there is none, or it is of another machine or platform, the portable state. Returns the step.
 
     The checkpoint holds the state of the random numbers, the portable state does not. There they begin from a seed of their own, derived from that of
     the run and the step: from the run's they would repeat those of its first steps.
@@ -231,7 +291,7 @@ def restore(simulation: app.Simulation, output: Path, seed: int) -> int:
     context = simulation.context
     try:
         context.loadCheckpoint((output / CHECKPOINT_FILE).read_bytes())
-    except openmm.OpenMMException:
+    except (openmm.OpenMMException, FileNotFoundError) as error:
         state = portable_state(output)
         own = int(np.random.SeedSequence([seed, state.getStepCount()]).generate_state(1)[0]) % (2**31 - 1) + 1
         for part in (simulation.integrator, *simulation.system.getForces()):
@@ -239,9 +299,10 @@ def restore(simulation: app.Simulation, output: Path, seed: int) -> int:
                 part.setRandomNumberSeed(own)
         context.reinitialize()
         context.setState(state)
+        found = "is missing" if isinstance(error, FileNotFoundError) else "is of another machine, platform or version"
         warnings.warn(
-            f"{output / CHECKPOINT_FILE} is of another machine, platform or version, so the run goes on from {STATE_FILE}: with the same positions "
-            "and velocities, but, where there is a thermostat or barostat, other random numbers than it would have had there",
+            f"{output / CHECKPOINT_FILE} {found}, so the run goes on from {STATE_FILE}: with the same positions and velocities, "
+            "but, where there is a thermostat or barostat, other random numbers than it would have had there",
             stacklevel=2,
         )
     return int(simulation.currentStep)

@@ -20,7 +20,13 @@ from openmm_se3.errors import UnsupportedSystemError
 if TYPE_CHECKING:
     from ase import Atoms
 
-SUFFIXES = (".pdb", ".cif", ".sdf", ".mol", ".xyz")
+#: What ASE calls the formats that it reads here; by itself it would go by words in the name too, such as POSCAR.
+_FORMATS = {".sdf": "sdf", ".mol": "mol", ".xyz": "extxyz"}
+SUFFIXES = (".pdb", ".cif", *_FORMATS)
+#: Atoms are bonded up to this times the sum of their covalent radii; two hydrogens up to a length of their own (Angstrom), since theirs is too short.
+_BONDED, _BONDED_HYDROGENS = 1.15, 0.85
+#: Charges in the atoms' lines of SDF and MOL files.
+_CHARGE_OF_CODE = {1: 3, 2: 2, 3: 1, 5: -1, 6: -2, 7: -3}
 
 
 def in_nanometers(positions: Any, n_atoms: int) -> np.ndarray:
@@ -90,19 +96,20 @@ def read_structure(path: str | Path, box_nm: Sequence[float] | None = None) -> t
     charge = multiplicity = None
     try:
         if suffix in (".pdb", ".cif"):
-            with open(path) as text:
+            with open(path) as lines:
                 if suffix == ".pdb":
-                    file = app.PDBFile(StringIO(_with_distinct_names(text)))
+                    file = app.PDBFile(StringIO(_with_distinct_names(lines)))
                 else:
-                    file = app.PDBxFile(StringIO(_without_unknown_cell(text.read())))
+                    file = app.PDBxFile(StringIO(_without_unknown_cell(lines.read())))
             count = file.getNumFrames()
             topology, positions = file.topology, np.array(file.getPositions(asNumpy=True).value_in_unit(unit.nanometer))
             box = topology.getPeriodicBoxVectors()
             if box is not None and np.allclose(np.diag(box.value_in_unit(unit.angstrom)), 1.0):
                 topology.setPeriodicBoxVectors(None)
         else:
-            topology, positions, charge, multiplicity = _read_with_ase(path, box_nm)
-            count = _structures_in(path.read_text(), suffix)
+            text = path.read_text()
+            topology, positions, charge, multiplicity = _read_with_ase(text, suffix, box_nm)
+            count = _structures_in(text, suffix)
     except Exception as error:  # the parsers raise whatever they met
         kind = "mmCIF, the only kind of .cif file that is read (make an extended xyz file of another, for example with ASE)"
         kind = kind if suffix == ".cif" else f"{suffix[1:]}, which its name says it is"
@@ -144,8 +151,17 @@ def _structures_in(text: str, suffix: str) -> int:
 
 
 def _formal_charge(text: str) -> int:
-    """Sum of the charges that the first structure of an SDF or MOL file states, in lines ``M  CHG`` of their number, then atoms and charges."""
-    return sum(int(charge) for line in re.findall(r"(?m)^M  CHG(.*)", text.partition("M  END")[0]) for charge in line.split()[2::2])
+    """Sum of the charges that the first structure of an SDF or MOL file states.
+
+    In lines ``M  CHG`` of their number, then atoms and charges; in files that have neither these nor ``M  RAD``, as a code in the line of each atom.
+    """
+    structure = text.partition("M  END")[0]
+    stated = re.findall(r"(?m)^M  (CHG|RAD)(.*)", structure)
+    if stated:
+        return sum(int(charge) for kind, line in stated if kind == "CHG" for charge in line.split()[2::2])
+    lines = structure.splitlines()
+    atoms = lines[4 : 4 + int(lines[3][:3])]
+    return sum(_CHARGE_OF_CODE.get(int(line[36:39].strip() or 0), 0) for line in atoms)
 
 
 def _with_distinct_names(lines: Iterable[str]) -> str:
@@ -212,14 +228,14 @@ def _bond_loose_atoms(topology: app.Topology, positions: np.ndarray) -> None:
             topology.addBond(made[i], made[j])
 
 
-def _read_with_ase(path: Path, box_nm: Sequence[float] | None) -> tuple[app.Topology, np.ndarray, Any, Any]:
-    """Topology, positions (nm), and the charge and multiplicity that the file states, None where it does not."""
+def _read_with_ase(text: str, suffix: str, box_nm: Sequence[float] | None) -> tuple[app.Topology, np.ndarray, Any, Any]:
+    """Topology, positions (nm), and the charge and multiplicity that the text of a file states, None where it does not."""
     from ase import units
     from ase.io import read
 
-    if path.suffix.lower() in (".sdf", ".mol") and "V3000" in path.read_text():
+    if suffix != ".xyz" and "V3000" in text:
         raise ValueError("it is of version V3000; save it as V2000, or as xyz")
-    atoms = read(path, index=0)
+    atoms = read(StringIO(text), index=0, format=_FORMATS[suffix])
     if box_nm is not None:  # before bonds are looked for, which may cross the faces
         atoms.pbc = len(box_nm) > 0
         atoms.set_cell(np.array(box_nm) * (units.nm / units.Ang) if len(box_nm) else None)
@@ -233,7 +249,7 @@ def _read_with_ase(path: Path, box_nm: Sequence[float] | None) -> tuple[app.Topo
         raise ValueError(f"pbc is {atoms.pbc.tolist()}; all directions must be periodic, or none")
     # A mere word of a comment line is True to ASE.
     stated = {name: value for name, value in atoms.info.items() if isinstance(value, Real) and not isinstance(value, bool)}
-    charge = stated.get("charge") if path.suffix.lower() == ".xyz" else _formal_charge(path.read_text())
+    charge = stated.get("charge") if suffix == ".xyz" else _formal_charge(text)
     return topology, positions * (units.Ang / units.nm), charge, stated.get("multiplicity")
 
 
@@ -283,13 +299,18 @@ def _reduced(rows_of_cell: tuple[tuple[float, ...], ...]) -> tuple[np.ndarray, n
 
 def _bonds_and_molecules(atoms: "Atoms") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Both atoms of each bond, in both orders, and the index of each atom's molecule; none are bonded if a coordinate is not finite."""
-    from ase.neighborlist import natural_cutoffs, neighbor_list
+    from ase.data import atomic_numbers, covalent_radii
+    from ase.neighborlist import neighbor_list
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     first = second = np.zeros(0, dtype=int)
     if np.isfinite(atoms.positions).all():
-        first, second = neighbor_list("ij", atoms, natural_cutoffs(atoms, mult=1.15))
+        radius = {symbol: covalent_radii[atomic_numbers[symbol]] for symbol in set(atoms.symbols)}
+        cutoffs = {(a, b): _BONDED * (radius[a] + radius[b]) for a in radius for b in radius}
+        if "H" in radius:
+            cutoffs["H", "H"] = _BONDED_HYDROGENS
+        first, second = neighbor_list("ij", atoms, cutoffs)
     molecule = connected_components(coo_array((np.ones(len(first)), (first, second)), shape=(len(atoms), len(atoms))))[1]
     return first, second, molecule
 

@@ -70,12 +70,12 @@ class ExportedCommittee(ExportedModel):
     ----------
     networks : sequence of SE3Transformer or ReferenceTransformer
         As in `CommitteeNetwork`, in evaluation mode.
-    atomic_numbers : sequence of int
-        Elements in the order of the species index.
+    atomic_numbers, trained
+        As in `ExportedModel`.
     """
 
-    def __init__(self, networks: list[AnyNetwork], atomic_numbers: tuple[int, ...]) -> None:
-        super().__init__(CommitteeNetwork(networks), atomic_numbers)
+    def __init__(self, networks: list[AnyNetwork], atomic_numbers: tuple[int, ...], trained: tuple[int, ...] | None = None) -> None:
+        super().__init__(CommitteeNetwork(networks), atomic_numbers, trained)
 
     def _direct(self, forces: Tensor, factor: Tensor, positions: Tensor, box_vectors: Tensor | None) -> Tensor:
         """Mean forces of the contract from those of all members."""

@@ -202,17 +202,24 @@ def export(
     members = _read_committee(paths)
     before = members[0].released_with if len(members) == 1 else {}
     config = members[0].config.network
-    elements = config.elements
-    atomic_numbers = tuple(NUMBER_OF_SYMBOL[s] for s in elements)
+    # Total energies are the model's plus these, so those of the mean are the mean of the members'.
+    self_energies = {
+        s: sum(m.data["self_energies"][s] for m in members) / len(members) * KJ_PER_MOL_PER_EV
+        for s in members[0].data["self_energies"]
+        if all(s in m.data["self_energies"] for m in members)
+    }
+    # An element without one is in no data that any member was trained on: its weights are the random ones of the beginning.
+    elements = tuple(s for s in config.elements if s in self_energies)
+    atomic_numbers, trained = (tuple(NUMBER_OF_SYMBOL[s] for s in symbols) for symbols in (config.elements, elements))
     networks = [m.network for m in members]
     inner = members[0].fast if fast is None else _read_fast(fast, paths[0], config)
     model: ExportedModel
     if len(members) > 1:
-        model = ExportedCommittee(networks, atomic_numbers)
+        model = ExportedCommittee(networks, atomic_numbers, trained)
     elif inner is not None:
-        model = ExportedModelWithFast(networks[0], inner.network, atomic_numbers)
+        model = ExportedModelWithFast(networks[0], inner.network, atomic_numbers, trained)
     else:
-        model = ExportedModel(networks[0], atomic_numbers)
+        model = ExportedModel(networks[0], atomic_numbers, trained)
     model.eval()
     scripted = torch.jit.script(model)
     model.to(torch.float64)
@@ -234,12 +241,7 @@ def export(
         n_layers=max(m.config.network.num_layers for m in members),
         n_parameters=sum(p.numel() for network in networks for p in network.parameters()),
         units={"positions": "nm", "energy": "kJ/mol", "forces": "kJ/mol/nm"},
-        # Total energies are the model's plus these, so those of the mean are the mean of the members'.
-        self_energies={
-            s: sum(m.data["self_energies"][s] for m in members) / len(members) * KJ_PER_MOL_PER_EV
-            for s in members[0].data["self_energies"]
-            if all(s in m.data["self_energies"] for m in members)
-        },
+        self_energies=self_energies,
         level_of_theory=level_of_theory or members[0].data["level_of_theory"] or "unspecified",
         weights_sha256=weights_sha256(scripted.state_dict()),
         training_data=_training_data(members[0]) if len(members) == 1 else {"members": [_training_data(m) for m in members]},

@@ -24,12 +24,14 @@ class ExportedModel(nn.Module):
         Trained, in evaluation mode.
     atomic_numbers : sequence of int
         Elements in the order of the species index.
+    trained : sequence of int, optional
+        Those of them that it was trained on, all by default; others give NaN.
     """
 
     species_of_number: Tensor
     poison_of_number: Tensor
 
-    def __init__(self, network: "AnyNetwork | CommitteeNetwork", atomic_numbers: tuple[int, ...]) -> None:
+    def __init__(self, network: "AnyNetwork | CommitteeNetwork", atomic_numbers: tuple[int, ...], trained: tuple[int, ...] | None = None) -> None:
         super().__init__()
         self.network = inference_form(network)
         self.cutoff_nm = network.cutoff / ANGSTROM_PER_NM
@@ -42,7 +44,7 @@ class ExportedModel(nn.Module):
         species[list(atomic_numbers)] = torch.arange(len(atomic_numbers))
         self.register_buffer("species_of_number", species)
         poison = torch.full((256,), torch.nan, dtype=torch.get_default_dtype())
-        poison[list(atomic_numbers)] = 0.0
+        poison[list(atomic_numbers if trained is None else trained)] = 0.0
         self.register_buffer("poison_of_number", poison)
 
     def _prepare(self, positions: Tensor, atomic_numbers: Tensor, box_vectors: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -174,17 +176,17 @@ class ExportedModelWithFast(ExportedModel):
         As in `ExportedModel`.
     fast : SE3Transformer or ReferenceTransformer
         For the same elements; its cutoff may be shorter.
-    atomic_numbers : sequence of int
-        Elements in the order of the species index of both.
+    atomic_numbers, trained
+        As in `ExportedModel`, of both.
 
     References
     ----------
     M. Tuckerman, B. J. Berne, G. J. Martyna, J. Chem. Phys. 97, 1990 (1992).
     """
 
-    def __init__(self, network: AnyNetwork, fast: AnyNetwork, atomic_numbers: tuple[int, ...]) -> None:
-        super().__init__(network, atomic_numbers)
-        self.fast_model = ExportedModel(fast, atomic_numbers)
+    def __init__(self, network: AnyNetwork, fast: AnyNetwork, atomic_numbers: tuple[int, ...], trained: tuple[int, ...] | None = None) -> None:
+        super().__init__(network, atomic_numbers, trained)
+        self.fast_model = ExportedModel(fast, atomic_numbers, trained)
 
     @torch.jit.export
     def fast(self, positions: Tensor, atomic_numbers: Tensor, box_vectors: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from pydantic import BaseModel
+from torch._inductor.exc import InductorError
 
 from training.allocator import keep_freed_memory
 from training.callbacks import read_log
@@ -311,5 +312,9 @@ def train(
             os.replace(partial, output / _CONFIG)
         try:
             trainer.fit(module, ckpt_path=str(last) if resume and last.exists() else None, weights_only=True)
+        except InductorError as error:
+            if "InvalidCxxCompiler" not in str(error):
+                raise
+            raise ConfigError("run.compile needs a C++ compiler, and none works here; install one (g++), or set run.compile to false") from error
         except SystemExit:  # Lightning's, of a signal before the first step, or of a second one
             raise TrainingStopped(progress.signal or (signal.SIGTERM if trainer.received_sigterm else signal.SIGINT), progress.saved) from None

@@ -97,6 +97,15 @@ def prepared(which: BenchmarkSet, folder: Path, output: Path, initial_model: str
     return packed
 
 
+def require_same(output: Path, asked: dict[str, Any]) -> None:
+    """Keep what the results in a folder are of, and refuse to mix others with them."""
+    file = output / "asked.json"
+    output.mkdir(parents=True, exist_ok=True)
+    if file.exists() and json.loads(file.read_text()) != asked:
+        raise SystemExit(f"{output} has results of {file.read_text().strip()}, not of {json.dumps(asked)}; choose another --output")
+    file.write_text(json.dumps(asked) + "\n")
+
+
 def stage(name: str, packed: Path, arguments: argparse.Namespace, initial_model: str | None) -> Path:
     """Train one stage, or go on with it; the checkpoint that the validation frames chose."""
     config = read_config(CONFIGS / f"{name}.yaml")
@@ -105,10 +114,7 @@ def stage(name: str, packed: Path, arguments: argparse.Namespace, initial_model:
     run = config.run.model_copy(update=changes)
     config = FitConfig.model_validate({**config.model_dump(), "data": str(packed), "initial_model": initial_model, "run": run.model_dump()})
     directory = arguments.output / name
-    finished = directory / "finished"
-    if not finished.exists():
-        fit(config, directory, resume=(directory / LAST).exists())
-        finished.touch()
+    fit(config, directory, resume=(directory / LAST).exists())  # of a finished run it leaves everything as it is
     return directory / "best.ckpt"
 
 
@@ -157,6 +163,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     which = SETS[arguments.set]
     initial = None if arguments.from_scratch else arguments.initial_model
+    require_same(arguments.output, {"set": arguments.set, "initial_model": initial, "steps": arguments.steps, "seed": arguments.seed})
     packed = prepared(which, arguments.folder, arguments.output, initial)
     if arguments.from_scratch:
         direct = stage("scratch-1-direct", packed, arguments, None)

@@ -7,11 +7,13 @@ import numpy as np
 import openmm
 import pytest
 import torch
+from ase.build import molecule
 from openmm import app, unit
 
 from openmm_se3 import CommitteeReporter, SE3Potential
 from openmm_se3.committee import UncertaintyError, UncertaintyWarning
 from openmm_se3.errors import UnsupportedSystemError
+from openmm_se3.structures import topology_of
 from tests.openmm_se3.helpers import ethanol, potential
 from tests.openmm_se3.physics.models import write_model
 
@@ -117,14 +119,30 @@ def test_what_is_not_finite_is_above_any_threshold(committee, tmp_path):
 
 def test_some_atoms_in_a_box(committee, tmp_path):
     """The atoms of a mixed System, in any order, with the box handed on."""
-    topology, x = ethanol()
+    waters = molecule("H2O")
+    waters += waters
+    waters.positions[3:] += 5.0
+    topology, x = topology_of(waters), waters.positions / 10
     topology.setPeriodicBoxVectors(np.diag([2.0, 2.1, 2.2]) * unit.nanometer)
-    reporter = CommitteeReporter(tmp_path / "a.csv", 1, committee, topology, atoms=[7, 2])
+    reporter = CommitteeReporter(tmp_path / "a.csv", 1, committee, topology, atoms=[5, 3, 4])
     simulation = at_rest(topology, x, committee)
     deviations = reporter.deviations(simulation.context.getState(getPositions=True))
-    np.testing.assert_allclose(deviations, 200 * np.linalg.norm(x[[7, 2]], axis=1))
+    np.testing.assert_allclose(deviations, 200 * np.linalg.norm(x[[5, 3, 4]], axis=1))
     reporter.report(simulation, simulation.context.getState(getPositions=True))
-    assert int(rows(tmp_path / "a.csv")[0]["atom"]) == [7, 2][int(deviations.argmax())]
+    assert int(rows(tmp_path / "a.csv")[0]["atom"]) == [5, 3, 4][int(deviations.argmax())]
+
+
+def test_cut_bonds_need_their_caps(committee, tmp_path):
+    topology, _ = ethanol()
+    methyl = [0, 3, 4, 5]  # whose carbon is bonded to atom 1
+    with pytest.raises(UnsupportedSystemError, match=r"1 bonds lead from atoms to others, the first that of 0 and 1, .* returnInfo=True"):
+        CommitteeReporter(tmp_path / "a.csv", 1, committee, topology, atoms=methyl)
+    system = openmm.System()
+    for atom in topology.atoms():
+        system.addParticle(atom.element.mass)
+    made = potential("direct").createMixedSystem(topology, system, methyl, returnInfo=True)["topology"]
+    assert made.getNumAtoms() == 10
+    CommitteeReporter(tmp_path / "a.csv", 1, committee, made, atoms=[*methyl, 9])
 
 
 def test_refusals(committee, tmp_path):
@@ -138,6 +156,9 @@ def test_refusals(committee, tmp_path):
         CommitteeReporter(file, 1, committee, topology, threshold=-1.0)
     with pytest.raises(ValueError, match="action must be one of 'warn', 'stop', got 'shout'"):
         CommitteeReporter(file, 1, committee, topology, action="shout")
+    untrained = write_model(Tug(100.0), tmp_path / "untrained.pt", n_members=2, untrained=["direct"])
+    with pytest.raises(ValueError, match="were not trained for direct forces, which are what is compared"):
+        CommitteeReporter(file, 1, SE3Potential(untrained, forces="conservative"), topology)
     with pytest.raises(UnsupportedSystemError, match="but the topology has atoms 0 to 8"):
         CommitteeReporter(file, 1, committee, topology, atoms=[9])
     assert not file.exists()

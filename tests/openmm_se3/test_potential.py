@@ -175,6 +175,32 @@ class TestSystems:
             with pytest.raises(UnsupportedSystemError, match="trained on neutral closed shells alone"):
                 ml.createSystem(topology, **wrong)
         assert ml.createSystem(topology, charge=0, multiplicity=1).getNumParticles() == 9
+        with pytest.raises(ValueError, match="which knows no hydrogenMass; take SE3Potential"):
+            ml.createSystem(topology, hydrogenMass=3)
+        with pytest.warns(UserWarning, match="force, typo: no option of this potential, and without effect"):
+            ml.createSystem(topology, force="conservative", typo=1)
+
+    def test_openmmml_takes_inner_steps(self):
+        from openmmml import MLPotential
+
+        topology, positions = ethanol()
+        expected = SE3Potential(MODEL, forces="mts", precision="double", inner_steps=4).createSystem(topology)
+        made = MLPotential(MODEL).createSystem(topology, forces="mts", precision="double", inner_steps=4)
+        for group in (0, 1):
+            forces = [energy_and_forces(system, positions, groups={group})[1] for system in (expected, made)]
+            np.testing.assert_allclose(*forces, atol=1e-6)
+
+    def test_mixed_system_of_another_topology(self):
+        topology, _ = ethanol()
+        system = openmm.System()
+        for _ in range(18):
+            system.addParticle(1.0)
+        with pytest.raises(UnsupportedSystemError, match="the topology has 9 atoms, but the System has 18 particles"):
+            potential("direct").createMixedSystem(topology, system, range(9))
+
+    def test_a_system_of_the_model_alone_takes_all_atoms(self):
+        with pytest.raises(TypeError, match="atoms"):
+            potential("direct").createSystem(ethanol()[0], atoms=[0, 1, 2])
 
     def test_mixed_system_takes_any_iterable(self):
         topology, classical, x = ethanol_in_classical_water()

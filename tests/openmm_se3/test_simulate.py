@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,9 +26,10 @@ from openmm_se3.cli import _fail
 from openmm_se3.cli import app as cli
 from openmm_se3.errors import SimulationError, UnsupportedSystemError
 from openmm_se3.installation import MEND
+from openmm_se3.model_file import find_model
 from openmm_se3.platforms import torch_threads
 from openmm_se3.simulate import simulate, suitable_forces
-from openmm_se3.simulation_files import extend, read_log, restore, temperature_deviation, truncate_dcd, write_settings
+from openmm_se3.simulation_files import alone, extend, read_log, restore, temperature_deviation, truncate_dcd, write_settings
 from openmm_se3.simulation_settings import SimulationSettings
 from openmm_se3.structures import check_coordinates, read_structure, topology_of, unlikely_molecules
 from tests.openmm_se3.helpers import EXAMPLES, MODEL, ROOT
@@ -67,6 +69,20 @@ def test_formats(structures, suffix):
     assert sorted(a.element.symbol for a in topology.atoms()) == ["C"] * 2 + ["H"] * 6 + ["O"]
     _, expected = read_structure(structures / "ethanol.sdf")
     np.testing.assert_allclose(positions, expected, atol=1.1e-4)
+
+
+@pytest.mark.parametrize("name", ["conf@2.xyz", "POSCAR.xyz", "OUTCAR.sdf"])
+def test_names_that_mean_something_to_ase(structures, tmp_path, name):
+    path = tmp_path / name
+    shutil.copy(structures / f"ethanol{path.suffix}", path)
+    assert read_structure(path)[0].getNumAtoms() == 9
+
+
+def test_hydrogen_is_a_molecule(tmp_path):
+    write(tmp_path / "x.xyz", molecule("H2"))
+    topology, positions = read_structure(tmp_path / "x.xyz")
+    assert topology.getNumBonds() == 1
+    assert unlikely_molecules(topology, positions) == []
 
 
 def test_box_of_an_extended_xyz(tmp_path):
@@ -249,6 +265,20 @@ class TestChargesThatAFileStates:
         (tmp_path / "x.xyz").write_text(f"3\n{comment}\n{self.WATER}")
         assert read_structure(tmp_path / "x.xyz")[0].getNumAtoms() == 3
 
+    def test_codes_in_the_lines_of_atoms(self, structures, tmp_path):
+        """As older files have them; where there are lines ``M  CHG`` or ``M  RAD``, these alone count."""
+        text, end = (structures / "ethanol.sdf").read_text(), "M  END"
+        lines = text.splitlines(keepends=True)
+        for k, code in ((4, 5), (5, 6)):
+            lines[k] = f"{lines[k][:36]}{code:3d}{lines[k][39:]}"
+        coded = "".join(lines)
+        path = tmp_path / "x.sdf"
+        path.write_text(coded)
+        with pytest.raises(UnsupportedSystemError, match="charge -3 was asked for"):
+            read_structure(path)
+        path.write_text(coded.replace(end, f"M  CHG  2   1   1   3  -1\n{end}"))
+        assert read_structure(path)[0].getNumAtoms() == 9
+
     @pytest.mark.parametrize("suffix", ["sdf", "mol"])
     def test_formal_charges(self, structures, tmp_path, suffix):
         """Those of a nitro group, for example, sum to zero; other molecules of a file do not count."""
@@ -292,6 +322,7 @@ def test_outputs(tmp_path):
         "state.xml",
         "settings.json",
         "energy_temperature.png",
+        ".lock",
     }
     log = read_log(tmp_path / "md" / "log.csv")
     assert log["step"].tolist() == [10, 20, 30, 40]
@@ -353,6 +384,24 @@ class TestResume:
         with pytest.warns(UserWarning, match="checkpoint.chk is of another machine, platform or version, so the run goes on from state.xml"):
             simulate(None, tmp_path / "md", resume=True)
         assert read_log(tmp_path / "md" / "log.csv")["step"].tolist() == [10, 20, 30, 40]
+
+    def test_from_the_portable_state_where_there_is_no_checkpoint(self, tmp_path):
+        simulate(replace(SHORT, steps=20), tmp_path / "md")
+        extend(tmp_path / "md", 40)
+        (tmp_path / "md" / "checkpoint.chk").unlink()
+        with pytest.warns(UserWarning, match="checkpoint.chk is missing, so the run goes on from state.xml"):
+            simulate(None, tmp_path / "md", resume=True)
+        assert read_log(tmp_path / "md" / "log.csv")["step"].tolist() == [10, 20, 30, 40]
+        assert dcd_frames(tmp_path / "md" / "trajectory.dcd") == (4, 4)
+
+    def test_while_another_process_runs_there(self, tmp_path):
+        simulate(replace(SHORT, steps=20), tmp_path / "md")
+        extend(tmp_path / "md", 40)
+        before = (tmp_path / "md" / "log.csv").read_bytes()
+        with alone(tmp_path / "md"), pytest.raises(SimulationError, match=r"another process runs in .*md; wait for its end"):
+            simulate(None, tmp_path / "md", resume=True)
+        assert (tmp_path / "md" / "log.csv").read_bytes() == before
+        simulate(None, tmp_path / "md", resume=True)
 
     @pytest.mark.filterwarnings("ignore:.*is of another machine")
     def test_random_numbers_from_the_portable_state(self, tmp_path):
@@ -437,6 +486,10 @@ class TestResume:
         for file in (tmp_path / "md").iterdir():
             if file.name not in ("settings.json", "log.csv", "trajectory.dcd"):
                 file.unlink()
+        log = tmp_path / "md" / "log.csv"
+        with pytest.raises(SimulationError, match=r"has a log of steps but neither checkpoint\.chk nor state.xml"):
+            simulate(None, tmp_path / "md", resume=True)
+        log.write_text("".join(log.read_text().splitlines(keepends=True)[:2]))  # with one line it may have been killed between the two
         simulate(None, tmp_path / "md", resume=True)
         for name, header in (("log.csv", 0), ("trajectory.dcd", 276)):  # with the date in it
             assert (tmp_path / "md" / name).read_bytes()[header:] == (tmp_path / "whole" / name).read_bytes()[header:]
@@ -669,6 +722,28 @@ def test_remedies_for_the_temperature(tmp_path, monkeypatch, forces, deviation, 
     assert re.search(remedy.replace("+", r"\+"), result.output.replace("\n", " ")), result.output
 
 
+def test_temperature_is_without_the_motion_of_the_centre(tmp_path):
+    """The thermostat adds some in every step: at this friction three of the nine degrees of freedom that are not counted."""
+    simulate(replace(SHORT, steps=40, report_every=1, friction_per_ps=1000.0), tmp_path / "md")
+    state = openmm.XmlSerializer.deserialize((tmp_path / "md" / "state.xml").read_text())
+    v, m = state.getVelocities(asNumpy=True)._value, np.array([15.99943, 1.007947, 1.007947])
+    of_centre = np.square(m @ v).sum() / m.sum() / 2
+    kinetic = state.getKineticEnergy()._value
+    assert of_centre > 0.01 * kinetic
+    log = read_log(tmp_path / "md" / "log.csv")
+    assert log["kinetic_kj_per_mol"][-1] == pytest.approx(kinetic - of_centre, rel=1e-5)
+    gas = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
+    assert log["temperature_k"][-1] == pytest.approx(2 * (kinetic - of_centre) / (6 * gas), rel=1e-5)
+
+
+def test_temperature_of_a_lone_atom(tmp_path):
+    (tmp_path / "x.xyz").write_text("1\n\nO 0 0 0\n")
+    settings = replace(SHORT, structure=str(tmp_path / "x.xyz"), minimize=False, steps=2000, report_every=2)
+    with pytest.warns(UserWarning, match="has no hydrogens"):
+        simulate(settings, tmp_path / "md")
+    assert read_log(tmp_path / "md" / "log.csv")["temperature_k"].mean() == pytest.approx(300, rel=0.3)
+
+
 class TestForcesLeftOpen:
     """One molecule under a thermostat has direct forces, everything else conservative ones, which a notice tells."""
 
@@ -717,6 +792,36 @@ class TestCommandLine:
         other = CliRunner().invoke(cli, [again[0], str(EXAMPLES / "ethanol.sdf"), *again[2:]])
         assert other.exit_code == 1
         assert "not of" in other.output.replace("\n", " ")
+
+    def test_resume_of_another_structure_of_the_same_name(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "other").mkdir()
+        for folder, suffix in (("", "water.xyz"), ("other", "ethanol.sdf")):
+            shutil.copy(EXAMPLES / suffix, tmp_path / folder / f"x{Path(suffix).suffix}")
+        options = ["--steps", "10", "--report-every", "10", "--model", MODEL]
+        assert CliRunner().invoke(cli, ["simulate", "x.xyz", *options]).exit_code == 0
+        other = CliRunner().invoke(cli, ["simulate", "other/x.sdf", "--resume"])
+        assert other.exit_code == 1
+        assert "the run in x-md is of" in other.output.replace("\n", " ")
+        assert CliRunner().invoke(cli, ["simulate", "x.xyz", "--resume", "--steps", "20"]).exit_code == 0
+
+    def test_resume_with_a_model_that_was_moved(self, tmp_path):
+        model, moved, md = tmp_path / "my.pt", tmp_path / "there" / "my.pt", str(tmp_path / "md")
+        shutil.copy(find_model(MODEL), model)
+        options = ["--steps", "10", "--report-every", "10", "--model", str(model), "-o", md]
+        assert CliRunner().invoke(cli, ["simulate", str(EXAMPLES / "water.xyz"), *options]).exit_code == 0
+        moved.parent.mkdir()
+        model.rename(moved)
+        again = ["simulate", "--resume", "-o", md, "--steps", "20"]
+        assert CliRunner().invoke(cli, again).exit_code == 1
+        result = CliRunner().invoke(cli, [*again, "--model", str(moved)])
+        assert result.exit_code == 0, result.output
+        assert json.loads((tmp_path / "md" / "settings.json").read_text())["model"] == str(moved)
+        file = tmp_path / "md" / "settings.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "weights_sha256": "0" * 64}))
+        refused = CliRunner().invoke(cli, [*again, "--model", str(moved)])
+        assert refused.exit_code == 1
+        assert "began with other weights" in refused.output.replace("\n", " ")
 
     def test_no_box(self, tmp_path):
         water = molecule("H2O")

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from ase import Atoms
+from ase.build import molecule
 from e3nn import o3
 
 from training.config import FitConfig, parse_config
@@ -43,6 +45,19 @@ def sample_dataset(directory: Path, **changes) -> PackedDataset:
     """The shipped sample, packed."""
     options = {**KEYS, "validation": 0.2, **changes}
     return prepare([SAMPLE], directory / "packed", **options)
+
+
+def distorted_waters(n: int, forces: bool = True) -> list[Atoms]:
+    """Frames of extended XYZ, with energies and forces that mean nothing."""
+    rng, frames = np.random.default_rng(1), []
+    for i in range(n):
+        atoms = molecule("H2O")
+        atoms.positions += rng.normal(scale=0.05, size=(3, 3))
+        atoms.info["energy"] = -2000.0 + 0.01 * i
+        if forces:
+            atoms.arrays["forces"] = rng.normal(size=(3, 3))
+        frames.append(atoms)
+    return frames
 
 
 def free_atoms(directory: Path) -> Path:

@@ -70,6 +70,9 @@ def test_from_files_to_table_and_again(tiny, capsys, monkeypatch):
     before = {p: p.stat().st_mtime_ns for p in (folder / "out").glob("*/*.ckpt")}
     run.main(command)
     assert {p: p.stat().st_mtime_ns for p in (folder / "out").glob("*/*.ckpt")} == before  # nothing is trained twice
+    for other in (["--seed", "1"], ["--steps", "3"]):
+        with pytest.raises(SystemExit, match=r"has results of .* choose another --output"):
+            run.main([*command, *other])
     assert exported == [("3bpa-scratch-seed0.pt", "wB97X/6-31G(d)", ["300 K", "600 K"])]
     assert load_checkpoint(folder / "out" / "3bpa-scratch-seed0.ckpt").step == 2
 

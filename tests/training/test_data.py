@@ -1,6 +1,7 @@
 """Readers, the packed data set, self-energies, splits and batches: real input, and every kind of bad input."""
 
 import json
+import re
 import shutil
 
 import h5py
@@ -14,12 +15,12 @@ from ase.io import write
 from ase.neighborlist import neighbor_list
 from typer.testing import CliRunner
 
-from tests.training.helpers import KEYS, NUMBERS, SAMPLE, sample_dataset
+from tests.training.helpers import KEYS, NUMBERS, SAMPLE, distorted_waters, sample_dataset
 from training.__main__ import app
 from training.data.batches import Collator, SizeSampler, padded_neighbors
 from training.data.frames import DataError, ReadReport
 from training.data.hdf5 import detect_layout, read_ani1, read_ani1x
-from training.data.packed import PackedDataset
+from training.data.packed import PackedDataset, PackedWriter
 from training.data.prepare import prepare
 from training.data.self_energy import check_residual
 from training.data.splits import split_frames, split_of
@@ -219,8 +220,16 @@ class TestAni1:
     @pytest.mark.parametrize("option", ["force_key", "force_unit"])
     def test_forces_cannot_be_asked_for(self, tmp_path, option):
         write_ani1(tmp_path / "ani1.h5")
-        with pytest.raises(DataError, match="ANI-1 layout has no forces"):
+        with pytest.raises(DataError, match="of the ANI-1 layout energies alone are read"):
             prepare([tmp_path / "ani1.h5"], tmp_path / "packed", **{option: "forces"})
+
+    def test_coordinates_in_bohr(self, tmp_path):
+        write_ani1(tmp_path / "ani1.h5")
+        (angstrom,) = read_ani1(tmp_path / "ani1.h5", ReadReport())
+        with h5py.File(tmp_path / "ani1.h5", "r+") as file:
+            file["gdb11_s01/gdb11_s01-0/coordinates"].attrs["units"] = "bohr"
+        (bohr,) = read_ani1(tmp_path / "ani1.h5", ReadReport())
+        np.testing.assert_allclose(bohr.coordinates, angstrom.coordinates * units.Bohr, rtol=1e-6)
 
     def test_energies_of_another_name(self, tmp_path):
         write_ani1(tmp_path / "ani1.h5")
@@ -247,16 +256,7 @@ class TestAni1:
 class TestExtxyz:
     @staticmethod
     def frames(n=4, forces=True):
-        rng = np.random.default_rng(1)
-        out = []
-        for i in range(n):
-            atoms = molecule("H2O")
-            atoms.positions += rng.normal(scale=0.05, size=(3, 3))
-            atoms.info["energy"] = -2000.0 + 0.01 * i
-            if forces:
-                atoms.arrays["forces"] = rng.normal(size=(3, 3))
-            out.append(atoms)
-        return out
+        return distorted_waters(n, forces)
 
     def test_isolated_atoms_become_self_energies(self, tmp_path):
         lone = [Atoms("H", info={"energy": -13.5, "config_type": "IsolatedAtom"}), Atoms("O", info={"energy": -1970.0})]
@@ -330,6 +330,27 @@ class TestExtxyz:
         assert not (tmp_path / "packed").exists()
         assert not (tmp_path / "packed.partial").exists()
         assert prepare([tmp_path / "x.xyz"], tmp_path / "packed", energies_only=True).forces is None
+
+    def test_forces_that_are_placeholders(self, tmp_path):
+        frames = self.frames(4)
+        for frame in frames:
+            frame.arrays["forces"] = np.zeros((len(frame), 3))
+        write(tmp_path / "x.xyz", frames, format="extxyz")
+        with pytest.raises(DataError, match=r"all forces of the frames to train on are zero.*--energies-only"):
+            prepare([tmp_path / "x.xyz"], tmp_path / "packed")
+        assert not (tmp_path / "packed.partial").exists()
+
+    def test_a_name_with_an_at_sign(self, tmp_path):
+        write(tmp_path / "x.xyz", self.frames(4), format="extxyz")
+        (tmp_path / "x.xyz").rename(tmp_path / "run@300K.xyz")
+        assert len(prepare([tmp_path / "run@300K.xyz"], tmp_path / "packed")) == 4
+
+    def test_the_frame_with_the_absurd_energy_is_named(self, tmp_path):
+        frames = self.frames(8)
+        frames[5].info["energy"] += 1000.0
+        write(tmp_path / "x.xyz", frames, format="extxyz")
+        with pytest.raises(DataError, match=r"Farthest from the median, in eV per atom, are frames 5 \(H2O\) by"):
+            prepare([tmp_path / "x.xyz"], tmp_path / "packed", validation=0.0)
 
     def test_missing_energy_and_periodic_and_broken(self, tmp_path):
         (frame,) = self.frames(1)
@@ -415,6 +436,28 @@ class TestPacked:
         thrice = prepare([SAMPLE] * 3, tmp_path / "thrice", validation=0.2, test=0.2, split_by="frame", **KEYS)
         n = len(once)
         np.testing.assert_array_equal(thrice.split.reshape(3, n), np.tile(once.split, (3, 1)))
+
+    def test_copies_are_told_in_another_format_too(self, tmp_path):
+        """ASE writes eight decimals, which are other numbers in single precision."""
+        write(tmp_path / "x.xyz", TestExtxyz.frames(6), format="extxyz")
+        text = (tmp_path / "x.xyz").read_text()
+        last_digits = re.sub(r"(\.\d{7})\d", r"\g<1>9", text)
+        assert last_digits != text
+        (tmp_path / "again.xyz").write_text(last_digits)
+        with pytest.raises(DataError, match="6 frames are in two splits"):
+            prepare([tmp_path / "x.xyz"], tmp_path / "packed", validation=0.0, test_data=[tmp_path / "again.xyz"])
+
+    def test_two_who_prepare_the_same(self, tmp_path):
+        first = PackedWriter(tmp_path / "packed", with_forces=True)
+        with pytest.raises(FileExistsError, match="another process prepares"):
+            PackedWriter(tmp_path / "packed", with_forces=True)
+        first.discard()
+        (tmp_path / "packed.partial").mkdir()
+        (tmp_path / "packed.partial" / "energies.bin").write_bytes(b"of one that was killed")
+        assert sorted(p.name for p in sample_dataset(tmp_path).directory.iterdir()) == sorted(
+            ["metadata.json", *(f"{name}.bin" for name in ("numbers", "coordinates", "forces", "energies", "offsets", "formula_index"))]
+        )
+        assert not (tmp_path / "packed.partial").exists()
 
     def test_every_split_of_a_few_frames_has_one(self):
         fractions = {"validation": 0.05, "test": 0.05}

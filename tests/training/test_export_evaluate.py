@@ -18,9 +18,10 @@ from openmm_se3.binding import modes_of
 from openmm_se3.model_file import find_model, load_model
 from openmm_se3.simulate import simulate
 from openmm_se3.simulation_settings import SimulationSettings
-from tests.training.helpers import KEYS, SAMPLE, sample_dataset, small_config
+from tests.training.helpers import KEYS, SAMPLE, distorted_waters, sample_dataset, small_config
 from training.__main__ import app
 from training.checkpoint import NETWORK_FILE, CheckpointError, initial_weights, load_checkpoint, load_exported
+from training.data.prepare import prepare
 from training.evaluate import evaluate
 from training.export import ExportError, _check_fits, export
 from training.exported import ExportedModel
@@ -49,6 +50,22 @@ def test_metadata(trained):
     assert metadata.training_data["sources"] == ["ani1x_sample.h5"]
     assert len(metadata.golden) >= 3
     assert any(g.box_vectors_nm is not None for g in metadata.golden)
+
+
+def test_elements_that_no_data_had_are_not_announced(tmp_path):
+    """The network has weights for nitrogen and carbon, random ones."""
+    write(tmp_path / "x.xyz", distorted_waters(12), format="extxyz")
+    dataset = prepare([tmp_path / "x.xyz"], tmp_path / "packed", split_by="frame", validation=0.2, level_of_theory="none")
+    config = small_config(dataset.directory)
+    assert "N" in config.network.elements
+    fit(config, tmp_path / "run", accelerator="cpu")
+    export(tmp_path / "run" / "last.ckpt", tmp_path / "model.pt")
+    model = load_model(tmp_path / "model.pt")
+    assert model.metadata.elements == ["H", "O"]
+    for name in ("H2O", "NH3", "CH4"):
+        atoms = molecule(name)
+        energy, forces = model(torch.tensor(atoms.positions / 10), torch.tensor(atoms.numbers), None)
+        assert bool(torch.isfinite(energy)) == bool(torch.isfinite(forces).all()) == (name == "H2O")
 
 
 def test_an_exported_file_is_exported_again(trained, tmp_path):

@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from ase.io import write
+from torch._inductor.exc import InductorError, InvalidCxxCompiler
 from typer.testing import CliRunner
 
-from tests.training.helpers import KEYS, NUMBERS, SAMPLE, free_atoms, sample_dataset, small_config, small_network
+from tests.training.helpers import KEYS, NUMBERS, SAMPLE, distorted_waters, free_atoms, sample_dataset, small_config, small_network
 from training.__main__ import app
 from training.ablate import ablate, read_ablation
 from training.callbacks import read_log
@@ -574,6 +576,28 @@ class TestCheckpoints:
         sample_dataset(tmp_path, **change)
         with pytest.raises(DataError, match=r"prepared anew since the checkpoint was written: (split_seed|split_fractions|[HCNO]) was"):
             fit(None, tmp_path / "run", resume=True, accelerator="cpu")
+
+    def test_another_split_by_files_of_the_same_names_is_refused_on_resume(self, tmp_path):
+        frames = distorted_waters(12)
+
+        def prepared(n_trained):
+            shutil.rmtree(tmp_path / "packed", ignore_errors=True)
+            write(tmp_path / "train.xyz", frames[:n_trained], format="extxyz")
+            write(tmp_path / "validation.xyz", frames[n_trained:], format="extxyz")
+            return prepare([tmp_path / "train.xyz"], tmp_path / "packed", validation_data=[tmp_path / "validation.xyz"], level_of_theory="none")
+
+        fit(small_config(prepared(8).directory), tmp_path / "run", accelerator="cpu")
+        prepared(7)
+        with pytest.raises(DataError, match=r"prepared anew since the checkpoint was written: split_sha256 was"):
+            fit(None, tmp_path / "run", resume=True, accelerator="cpu")
+
+    def test_compiling_without_a_compiler(self, tmp_path, monkeypatch):
+        def compile_nothing(*_, **__):
+            raise InductorError(InvalidCxxCompiler(), None)
+
+        monkeypatch.setattr("lightning.Trainer.fit", compile_nothing)
+        with pytest.raises(ConfigError, match=r"run.compile needs a C\+\+ compiler"):
+            fit(small_config(sample_dataset(tmp_path).directory, compile=True), tmp_path / "run", accelerator="cpu")
 
     @pytest.mark.parametrize(("kind", "killed"), [("last.ckpt", False), ("model.pt", False), ("last.ckpt", True)])
     def test_initial_model_starts_from_its_weights(self, tmp_path, kind, killed):

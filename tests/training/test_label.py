@@ -5,6 +5,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -135,6 +136,19 @@ class TestStructures:
         (tmp_path / "other.smi").write_bytes(b"\xff\xfe")
         with pytest.raises(LabelError, match=r"other\.smi: no text of SMILES"):
             read_molecules([str(tmp_path / "other.smi")])
+
+
+def test_a_smiles_longer_than_a_name_can_be():
+    peptide = "NCC(=O)" * 45 + "O"
+    (found,) = read_molecules([peptide])
+    assert found.smiles == peptide
+
+
+def test_a_file_with_an_at_sign(tmp_path):
+    write(tmp_path / "x.xyz", molecule("H2O"))
+    (tmp_path / "x.xyz").rename(tmp_path / "m@300K.xyz")
+    (found,) = read_molecules([str(tmp_path / "m@300K.xyz")])
+    assert found.symbols == {"H", "O"}
 
 
 class TestSampling:
@@ -482,8 +496,20 @@ class TestCommittee:
         """By hand: two models that differ by 2 eV/A on one atom, each 1 eV/A from their mean, and by less on the others."""
         difference = torch.tensor([[0.0, 0.1, 0.0], [1.2, 0.0, 1.6], [0.0, 0.0, 0.0]], dtype=torch.float64) * KJ_PER_MOL_PER_EV * ANGSTROM_PER_NM
         committee = Committee.__new__(Committee)
+        committee._conservative = False
         committee._models = [lambda x, z, box: (0.0, 0 * difference), lambda x, z, box: (0.0, difference)]
         assert committee.disagreement(molecule("H2O")) == pytest.approx(1.0, rel=1e-12)
+
+    def test_of_models_without_direct_forces_it_is_that_of_conservative_ones(self, monkeypatch):
+        class Model:
+            def __init__(self, force):
+                self.force, self.metadata = force, SimpleNamespace(untrained=["direct"], elements=["H", "O"], weights_sha256=str(force))
+
+            def conservative_and_direct(self, x, z, box):
+                return 0.0, torch.full_like(x, self.force) * KJ_PER_MOL_PER_EV * ANGSTROM_PER_NM, torch.full_like(x, torch.nan)
+
+        monkeypatch.setattr("openmm_se3.model_file.load_model", lambda force: Model(float(force)))
+        assert Committee(["0", "2"]).disagreement(molecule("H2O")) == pytest.approx(3**0.5, rel=1e-12)
 
     def test_only_what_was_picked_is_labelled(self, tmp_path, monkeypatch):
         class Longest:

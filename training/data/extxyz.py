@@ -43,7 +43,7 @@ def _frames(path: Path) -> Iterator[Atoms]:
     number = 0
     try:
         # ASE moves the standard names into a calculator; ask for plain access through both doors.
-        for atoms in iread(path, index=":", format="extxyz"):
+        for atoms in iread(path, index=":", format="extxyz", do_not_split_by_at_sign=True):
             if len(atoms) == 0:
                 raise DataError(f"{path}: frame {number} has no atoms; remove it")
             yield atoms

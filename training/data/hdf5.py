@@ -267,7 +267,8 @@ def read_ani1(
                 if forces is not None:
                     _expect_shape(forces, coordinates.shape, path)
                     _check_unit(forces, force_unit, force_factor, path)
-                yield from _finite_blocks(path, report, atomic_numbers, coordinates, energies, factor, forces, f_factor, 1.0)
+                length = _length_in_angstrom(coordinates, path)
+                yield from _finite_blocks(path, report, atomic_numbers, coordinates, energies, factor, forces, f_factor, length)
         if not found:
             raise DataError(f"{path}: no group with 'species' in it; expected the layout of the ANI-1 release")
 

@@ -12,6 +12,7 @@
     split.bin            (n_frames,) uint8 into SPLITS; only of data that are split frame by frame, or have splits of their own
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -21,6 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from ase.data import atomic_numbers as NUMBER_OF_SYMBOL
 from ase.data import chemical_symbols
+from filelock import FileLock, Timeout
 from scipy.spatial.distance import pdist
 
 from training.data.frames import DataError, FrameBlock
@@ -33,10 +35,14 @@ FORMAT_VERSION = 1
 CHUNK = 100_000
 #: eV per square root of an atom. As many frames as compositions are fitted without a residual, and nothing can be divided by that.
 LEAST_ENERGY_SPREAD = 1e-3
+#: Angstrom; frames whose coordinates are equal on this grid are copies, in whatever format and precision they were written.
+SAME = 1e-3
 #: Angstrom; the shortest bond there is, that of H2, has 0.74. And of how many frames the closest atoms are looked at.
 CLOSEST, LOOKED_AT = 0.3, 500
 #: Forces of a frame, against the median frame, beyond which they are no forces of molecules.
 STRANGE_FORCES = 100.0
+
+_LOCK = ".lock"
 
 _ARRAYS: dict[str, tuple[type, tuple[int, ...]]] = {
     "numbers": (np.uint8, ()),
@@ -71,6 +77,10 @@ def force_statistics(squares: np.ndarray, n_atoms: np.ndarray, trained: np.ndarr
     strange = trained & (squares > limit) if limit > 0 else np.zeros_like(trained)
     usual = trained & ~strange
     rms = float(np.sqrt(np.sum(squares * n_atoms, where=usual, dtype=np.float64) / np.sum(n_atoms, where=usual, dtype=np.float64)))
+    if rms == 0.0:
+        raise DataError(
+            "all forces of the frames to train on are zero, as placeholders are; name the key of the forces, or leave them out, with --energies-only"
+        )
     return {"force_rms": rms, "strange_forces": int(strange.sum()), "first_strange_forces": np.flatnonzero(strange)[:5].tolist()}
 
 
@@ -87,7 +97,7 @@ class PackedWriter:
     Raises
     ------
     FileExistsError
-        If `directory` exists.
+        If `directory` exists, or another process is about to make it.
     """
 
     def __init__(self, directory: Path, with_forces: bool) -> None:
@@ -95,9 +105,15 @@ class PackedWriter:
             raise FileExistsError(f"{directory} exists already; choose another output directory or remove it")
         self.directory = directory
         self._partial = directory.with_name(directory.name + ".partial")
-        if self._partial.exists():
-            shutil.rmtree(self._partial)
-        self._partial.mkdir(parents=True)
+        self._partial.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self._partial / _LOCK, timeout=0)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise FileExistsError(f"another process prepares {directory}; wait for its end, or choose another output directory") from None
+        for left in self._partial.iterdir():  # by one that was killed
+            if left.name != _LOCK:
+                left.unlink()
         self.with_forces = with_forces
         names = [n for n in _ARRAYS if n != "split" and (n != "forces" or with_forces)]
         self._files: dict[str, BinaryIO] = {n: open(self._partial / f"{n}.bin", "wb") for n in names}  # noqa: SIM115
@@ -179,9 +195,9 @@ class PackedWriter:
             If nothing was written, nothing is left to train on, an element has no self-energy or the residual is absurd. The partial data
             are removed.
         """
-        for file in self._files.values():
-            file.close()
         try:
+            for file in self._files.values():
+                file.close()
             if self._n_frames == 0:
                 raise DataError("no usable frame in the input; every one was skipped or the files are empty")
             formulas = {f: split_of(f, fractions, seed) for f in self._formulas}
@@ -215,7 +231,10 @@ class PackedWriter:
             require_all_elements(table, everything.elements, origin)
             statistics = self._energy_statistics(table, trained)
             residual = statistics["residual_per_atom"]
-            check_residual(residual["mean"], residual["std"], origin)
+            try:
+                check_residual(residual["mean"], residual["std"], origin)
+            except DataError as error:
+                raise DataError(f"{error} {self._farthest(table, index)}") from None
             if self.with_forces:
                 sizes = np.array([len(z) for z in self._composition], dtype=np.int16)
                 statistics |= force_statistics(np.concatenate(self._force_squares), sizes[index], trained)
@@ -239,12 +258,15 @@ class PackedWriter:
                 "split_fractions": fractions,
                 "split_seed": seed,
                 "split_frames": frames_in,
+                "split_sha256": hashlib.sha256(split.tobytes()).hexdigest(),
                 **({"hold_out_molecules": True, "left_out_frames": sum(left_out_of.values()), "left_out_of": left_out_of} if left_out_of else {}),
                 "sha256": self._hash.hexdigest(),
                 **extra,
             }
             (self._partial / "metadata.json").write_text(json.dumps(metadata, indent=1) + "\n")
             self._partial.rename(self.directory)
+            self._lock.release()
+            (self.directory / _LOCK).unlink(missing_ok=True)
         except BaseException:
             self.discard()
             raise
@@ -260,12 +282,13 @@ class PackedWriter:
         return Frames(*(mapped(name) for name in Frames._fields))
 
     def _identities(self) -> np.ndarray:
-        """A number for each frame, ``(n_frames,)`` uint64, from a hash of its elements and its coordinates."""
+        """A number for each frame, ``(n_frames,)`` uint64, from a hash of its elements and its coordinates on a grid."""
         data = self._frames()
         out = np.zeros(self._n_frames, dtype=np.uint64)
         for i in range(self._n_frames):
             atoms = slice(data.offsets[i], data.offsets[i + 1])
-            digest = hashlib.sha256(data.numbers[atoms].tobytes() + data.coordinates[atoms].tobytes()).digest()
+            on_grid = np.rint(data.coordinates[atoms] / SAME).astype(np.int64)
+            digest = hashlib.sha256(data.numbers[atoms].tobytes() + on_grid.tobytes()).digest()
             out[i] = int.from_bytes(digest[:8], "big")
         return out
 
@@ -326,11 +349,24 @@ class PackedWriter:
         out["residual_per_sqrt_atom"]["rms"] = float(np.sqrt(sums["residual_per_sqrt_atom"][1] / trained.sum()))
         return out
 
+    def _farthest(self, table: dict[int, float], formula_index: np.ndarray) -> str:
+        """The frames that are farthest from the median one, by energy per atom without self-energies."""
+        sizes = np.array([len(numbers) for numbers in self._composition])
+        references = np.array([sum(table[int(z)] for z in numbers) for numbers in self._composition])
+        energies = np.fromfile(self._partial / "energies.bin", dtype=np.float64)
+        residual = (energies - references[formula_index]) / sizes[formula_index]
+        off = residual - np.median(residual)
+        formulas = list(self._formulas)
+        worst = [f"{i} ({formulas[formula_index[i]]}) by {off[i]:.4g}" for i in np.argsort(-np.abs(off))[:3]]
+        return f"Farthest from the median, in eV per atom, are frames {', '.join(worst)}, of all files; remove them if they alone are wrong."
+
     def discard(self) -> None:
         """Remove what was written so far."""
         for file in self._files.values():
-            file.close()
+            with contextlib.suppress(OSError):  # of a full disk, which refuses the rest of a buffer too
+                file.close()
         shutil.rmtree(self._partial, ignore_errors=True)
+        self._lock.release()
 
 
 class PackedDataset:

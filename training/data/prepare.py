@@ -56,7 +56,10 @@ def open_blocks(
     kind = detect_layout(path) if layout == "auto" else layout
     if kind == "ani1":
         if force_key is not None or force_unit is not None:
-            raise DataError(f"{path}: the ANI-1 layout has no forces, so no key or unit of them; ask for energies alone")
+            raise DataError(
+                f"{path}: of the ANI-1 layout energies alone are read, so give no key or unit of forces; files of it that have some do not "
+                "agree on their sign"
+            )
         return read_ani1(path, report, energy_unit or UNITS[kind][0], energy_key=energy_key or "energies")
     options: dict[str, Any] = {"energy_unit": energy_unit or UNITS[kind][0], "force_unit": force_unit or UNITS[kind][1]}
     options |= {k: v for k, v in (("energy_key", energy_key), ("force_key", force_key)) if v is not None}

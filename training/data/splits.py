@@ -12,7 +12,7 @@ NOT_GIVEN = 255
 #: In place of a split, of frames that none may have: a molecule of theirs is held out.
 LEFT_OUT = 254
 #: What metadata say of how the data were split: a run that goes on needs the same.
-SPLIT_KEYS = ("split_by", "split_seed", "split_fractions", "split_files", "hold_out_molecules")
+SPLIT_KEYS = ("split_by", "split_seed", "split_fractions", "split_files", "split_sha256", "hold_out_molecules")
 
 
 def split_of(formula: str, fractions: dict[str, float], seed: int) -> str:

@@ -30,6 +30,7 @@ class Committee:
         self._models = [load_model(m) for m in models]
         if len({m.metadata.weights_sha256 for m in self._models}) < len(models):
             raise LabelError(f"the committee holds the same weights twice ({', '.join(models)}); give models of different training runs")
+        self._conservative = any("direct" in m.metadata.untrained for m in self._models)
         self._elements = set.intersection(*(set(m.metadata.elements) for m in self._models))
 
     def require_elements(self, symbols: set[str]) -> None:
@@ -45,7 +46,7 @@ class Committee:
             raise LabelError(f"the input holds {', '.join(unknown)}, which not every model of the committee knows; leave it out, or the committee")
 
     def disagreement(self, atoms: Atoms) -> float:
-        """Largest standard deviation, over the models, of the direct force on an atom.
+        """Largest standard deviation, over the models, of the direct force on an atom; of the conservative, where one is not trained for direct ones.
 
         Parameters
         ----------
@@ -64,5 +65,5 @@ class Committee:
 
         positions = torch.tensor(atoms.positions, dtype=torch.float64) / ANGSTROM_PER_NM
         numbers = torch.tensor(atoms.numbers, dtype=torch.int64)
-        forces = torch.stack([model(positions, numbers, None)[1] for model in self._models]) / KJ_PER_MOL_PER_EV / ANGSTROM_PER_NM
-        return float(force_deviations(forces).max())
+        of_models = [(m.conservative_and_direct if self._conservative else m)(positions, numbers, None)[1] for m in self._models]
+        return float(force_deviations(torch.stack(of_models) / KJ_PER_MOL_PER_EV / ANGSTROM_PER_NM).max())

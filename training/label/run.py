@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sqlite3
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -187,8 +188,7 @@ def label(
 
 
 def _sha256(text: str) -> str | None:
-    path = Path(text)
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    return hashlib.sha256(Path(text).read_bytes()).hexdigest() if os.path.isfile(text) else None
 
 
 def _provenance(settings: dict[str, Any], level_of_theory: str | None) -> dict[str, str]:

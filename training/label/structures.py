@@ -1,5 +1,6 @@
 """What is to be labelled: molecules from SMILES, with conformers by RDKit, or geometries from files."""
 
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -56,7 +57,7 @@ def read_molecules(inputs: list[str]) -> list[Molecule]:
     molecules: list[Molecule] = []
     for text in inputs:
         path = Path(text)
-        if not path.is_file():
+        if not os.path.isfile(path):  # which a SMILES may be too long to ask of a Path
             molecules.append(_from_smiles(text, f"{text!r} is neither an existing file nor a SMILES"))
         elif path.suffix.lower() == ".smi":
             try:
@@ -115,7 +116,7 @@ def _from_mol_blocks(path: Path) -> list[Molecule]:
 
 def _from_file(path: Path) -> list[Molecule]:
     try:
-        frames = read(path, index=":")
+        frames = read(path, index=":", do_not_split_by_at_sign=True)
     except Exception as error:  # ASE raises whatever the parser met
         raise LabelError(f"{path}: ASE cannot read it as a structure file ({type(error).__name__}: {error})") from error
     if path.suffix.lower() in (".xyz", ".extxyz"):
