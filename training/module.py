@@ -64,6 +64,10 @@ class TrainingModule(lightning.LightningModule):
         force_scale = dataset.metadata["statistics"].get("force_rms", 1.0)
         if dataset.forces is None and config.loss.energy_weight == 0:
             raise DataError("the data have no forces and loss.energy_weight is zero; there is nothing to learn")
+        if force_scale == 0 and (config.loss.force_weight > 0 or config.loss.conservative_weight > 0):
+            raise DataError(
+                "all forces of the frames to train on are zero, as placeholders are; prepare the data anew with --force-key, or with --energies-only"
+            )
         self.network.energy_shift.copy_(torch.from_numpy(dataset.energy_shift()[list(numbers)]))
         self.network.force_scale.fill_(force_scale)
         self.loss = EnergyForceLoss(config.loss, self._energy_spread(), force_scale)

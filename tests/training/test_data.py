@@ -331,15 +331,6 @@ class TestExtxyz:
         assert not (tmp_path / "packed.partial").exists()
         assert prepare([tmp_path / "x.xyz"], tmp_path / "packed", energies_only=True).forces is None
 
-    def test_forces_that_are_placeholders(self, tmp_path):
-        frames = self.frames(4)
-        for frame in frames:
-            frame.arrays["forces"] = np.zeros((len(frame), 3))
-        write(tmp_path / "x.xyz", frames, format="extxyz")
-        with pytest.raises(DataError, match=r"all forces of the frames to train on are zero.*--energies-only"):
-            prepare([tmp_path / "x.xyz"], tmp_path / "packed")
-        assert not (tmp_path / "packed.partial").exists()
-
     def test_a_name_with_an_at_sign(self, tmp_path):
         write(tmp_path / "x.xyz", self.frames(4), format="extxyz")
         (tmp_path / "x.xyz").rename(tmp_path / "run@300K.xyz")

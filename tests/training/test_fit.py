@@ -591,6 +591,15 @@ class TestCheckpoints:
         with pytest.raises(DataError, match=r"prepared anew since the checkpoint was written: split_sha256 was"):
             fit(None, tmp_path / "run", resume=True, accelerator="cpu")
 
+    def test_forces_that_are_placeholders(self, tmp_path):
+        frames = distorted_waters(4)
+        for frame in frames:
+            frame.arrays["forces"][:] = 0.0
+        write(tmp_path / "x.xyz", frames, format="extxyz")
+        dataset = prepare([tmp_path / "x.xyz"], tmp_path / "packed", split_by="frame", level_of_theory="none")
+        with pytest.raises(DataError, match=r"all forces of the frames to train on are zero.*--energies-only"):
+            fit(small_config(dataset.directory), tmp_path / "run", accelerator="cpu")
+
     def test_compiling_without_a_compiler(self, tmp_path, monkeypatch):
         def compile_nothing(*_, **__):
             raise InductorError(InvalidCxxCompiler(), None)

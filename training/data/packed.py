@@ -77,10 +77,6 @@ def force_statistics(squares: np.ndarray, n_atoms: np.ndarray, trained: np.ndarr
     strange = trained & (squares > limit) if limit > 0 else np.zeros_like(trained)
     usual = trained & ~strange
     rms = float(np.sqrt(np.sum(squares * n_atoms, where=usual, dtype=np.float64) / np.sum(n_atoms, where=usual, dtype=np.float64)))
-    if rms == 0.0:
-        raise DataError(
-            "all forces of the frames to train on are zero, as placeholders are; name the key of the forces, or leave them out, with --energies-only"
-        )
     return {"force_rms": rms, "strange_forces": int(strange.sum()), "first_strange_forces": np.flatnonzero(strange)[:5].tolist()}
 
 

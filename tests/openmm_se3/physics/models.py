@@ -1,5 +1,6 @@
 """Model files with known physics, for measures to find."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -125,7 +126,9 @@ class MorseWithFast(MorseWithGradient):
         return 0.5 * self.share * energy.sum(), forces.to(positions.dtype).contiguous()
 
 
-def write_model(module: torch.nn.Module, path: Path, elements: tuple[str, ...] = ("H", "C", "N", "O"), n_members: int = 1) -> Path:
+def write_model(
+    module: torch.nn.Module, path: Path, elements: tuple[str, ...] = ("H", "C", "N", "O"), n_members: int = 1, untrained: Sequence[str] = ()
+) -> Path:
     """Write a module as a file that `load_model` opens."""
     scripted = torch.jit.script(module.eval()).to(torch.float64)
     x, z = torch.tensor([[0.0, 0, 0], [0.11, 0.01, 0.0]], dtype=torch.float64), torch.tensor([8, 1])
@@ -150,6 +153,7 @@ def write_model(module: torch.nn.Module, path: Path, elements: tuple[str, ...] =
         golden=[GoldenStructure("pair", z.tolist(), x.tolist(), None, float(energy), forces.tolist())],
         metrics={},
         n_members=n_members,
+        untrained=list(untrained),
     )
     text = metadata_to_json(metadata)
     torch.jit.save(scripted, str(path), _extra_files={METADATA_FILE: text, CHECKSUM_FILE: text_sha256(text)})
