@@ -260,7 +260,8 @@ def initial_weights(name_or_path: str, config: AnyNetworkConfig) -> dict[str, to
             metadata, sizes, state = _attached_network(name_or_path)
         except CheckpointError as error:
             raise CheckpointError(f"initial_model: {error}") from None
-        elements, settings = tuple(metadata.elements), sizes or {"cutoff": round(metadata.cutoff_nm * ANGSTROM_PER_NM, 6)}
+        settings = sizes or {"elements": metadata.elements, "cutoff": round(metadata.cutoff_nm * ANGSTROM_PER_NM, 6)}
+        elements = settings["elements"] = tuple(settings["elements"])  # of the network; the file announces those that it was trained on
     if elements != config.elements:
         remedy = f"set network.elements to [{', '.join(elements)}]"
         new = [s for s in config.elements if s not in elements]
