@@ -17,7 +17,7 @@ from openmm import unit
 
 from benchmarks.records import save
 from openmm_se3 import SE3Potential
-from openmm_se3.masses import masses_of
+from openmm_se3.masses import kinetic_energy_of_centre, masses_of
 from openmm_se3.simulate import minimize
 from openmm_se3.simulation_settings import SimulationSettings
 from openmm_se3.structures import read_structure
@@ -52,9 +52,8 @@ def run(name, structure, model, forces, ensemble, temperature, timestep, steps, 
         length = np.linalg.norm(x[pairs[:, 0]] - x[pairs[:, 1]], axis=1)
         lowest, highest = np.minimum(lowest, length), np.maximum(highest, length)
         kinetic.append(state.getKineticEnergy().value_in_unit(unit.kilojoule_per_mole))
-        if ensemble == "nvt":  # the thermostat adds motion of the centre, which CMMotionRemover takes away at the start of the next step
-            momentum = masses @ state.getVelocities(asNumpy=True).value_in_unit(unit.nanometer / unit.picosecond)
-            kinetic[-1] -= float(momentum @ momentum) / (2 * masses.sum())
+        if ensemble == "nvt":
+            kinetic[-1] -= kinetic_energy_of_centre(state, masses)
         potential.append(state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole))
         done = (k + 1) * every * timestep * 1e-3
         if done - last >= 10.0:

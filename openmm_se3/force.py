@@ -41,6 +41,21 @@ def _index(atom: Any) -> int:
         raise TypeError(f"atoms must be indices, got {atom!r}") from None
 
 
+def require_same_particles(topology: app.Topology, system: openmm.System) -> None:
+    """Refuse a System with other particles than the topology has atoms.
+
+    Raises
+    ------
+    UnsupportedSystemError
+        With both numbers.
+    """
+    if system.getNumParticles() != topology.getNumAtoms():
+        raise UnsupportedSystemError(
+            f"the topology has {topology.getNumAtoms()} atoms, but the System has {system.getNumParticles()} particles; make both from the same "
+            "structure (virtual sites must be in the topology too, for example through Modeller.addExtraParticles)"
+        )
+
+
 def model_atoms(topology: app.Topology, atoms: Sequence[int] | None, metadata: ModelMetadata) -> tuple[list[int], list[int]]:
     """Indices and atomic numbers of the atoms that the model is to describe.
 

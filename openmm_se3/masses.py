@@ -14,6 +14,23 @@ def masses_of(system: openmm.System) -> np.ndarray:
     return np.array([system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(system.getNumParticles())])
 
 
+def kinetic_energy_of_centre(state: openmm.State, masses: np.ndarray) -> float:
+    """Kinetic energy of the centre of mass, kJ/mol.
+
+    A thermostat adds it in every step, and CMMotionRemover takes it away at the start of the next, so it belongs to no temperature that leaves the
+    centre's degrees of freedom out.
+
+    Parameters
+    ----------
+    state : openmm.State
+        With velocities.
+    masses : ndarray
+        ``(n_particles,)`` dalton.
+    """
+    momentum = masses @ state.getVelocities(asNumpy=True).value_in_unit(unit.nanometer / unit.picosecond)
+    return float(momentum @ momentum) / (2 * float(masses.sum()))
+
+
 def repartition_hydrogen_mass(topology: app.Topology, system: openmm.System, hydrogenMass: Any) -> None:
     """Give hydrogens another mass and take the difference from the atoms they are bonded to, so that no molecule changes its own.
 

@@ -141,13 +141,9 @@ class SE3PotentialImpl(MLPotentialImpl):
 
         from openmm_se3.binding import MULTIPLE_TIME_STEPS
         from openmm_se3.errors import UnsupportedSystemError
-        from openmm_se3.force import warn_of_virtual_sites
+        from openmm_se3.force import require_same_particles, warn_of_virtual_sites
 
-        if system.getNumParticles() != topology.getNumAtoms():
-            raise UnsupportedSystemError(
-                f"the topology has {topology.getNumAtoms()} atoms, but the System has {system.getNumParticles()} particles; make both from the same "
-                "structure"
-            )
+        require_same_particles(topology, system)
         inner_steps = args.get("inner_steps", self._options.get("inner_steps") if self._given is None else self._given.inner_steps)
         if inner_steps is not None:
             raise ValueError(

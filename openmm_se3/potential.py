@@ -12,8 +12,7 @@ from openmm import app, unit
 
 from openmm_se3.allocator import keep_freed_memory
 from openmm_se3.binding import FORCE_MODES, FORCES_OF_MODE, MULTIPLE_TIME_STEPS, modes_of
-from openmm_se3.errors import UnsupportedSystemError
-from openmm_se3.force import check_box, create_forces, model_atoms, warn_of_virtual_sites
+from openmm_se3.force import check_box, create_forces, model_atoms, require_same_particles, warn_of_virtual_sites
 from openmm_se3.integrators import may_be_inner_steps
 from openmm_se3.masses import repartition_hydrogen_mass
 from openmm_se3.model_file import ModelMetadata, load_model, module_from_bytes, module_to_bytes
@@ -224,12 +223,8 @@ class SE3Potential:
                 + (", which openmm-ml uses for interpolation" if scaleParameter == INTERPOLATION_PARAMETER else "")
             )
         indices, numbers = model_atoms(topology, atoms, self.metadata)
-        n_particles = topology.getNumAtoms()
-        if interpolated is None and system.getNumParticles() not in (0, n_particles):
-            raise UnsupportedSystemError(
-                f"the topology has {n_particles} atoms, but the System has {system.getNumParticles()} particles; make both from the same structure "
-                "(virtual sites must be in the topology too, for example through Modeller.addExtraParticles)"
-            )
+        if interpolated is None and system.getNumParticles() > 0:
+            require_same_particles(topology, system)
         whole = system if interpolated is None else interpolated
         box = topology.getPeriodicBoxVectors()
         periodic = box is not None or (whole.getNumParticles() > 0 and whole.usesPeriodicBoundaryConditions())
@@ -242,7 +237,7 @@ class SE3Potential:
             metadata=self.metadata,
             atomic_numbers=numbers,
             atoms=indices,
-            n_particles=n_particles,
+            n_particles=topology.getNumAtoms(),
             periodic=periodic,
             forces=self.forces,
             force_group=forceGroup,

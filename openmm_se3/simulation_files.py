@@ -17,7 +17,7 @@ from openmm import app, unit
 
 from openmm_se3.errors import SimulationError
 from openmm_se3.guard import DomainGuard
-from openmm_se3.masses import masses_of
+from openmm_se3.masses import kinetic_energy_of_centre, masses_of
 from openmm_se3.model_file import find_model, read_metadata
 from openmm_se3.physics.statistics import mean_with_error
 from openmm_se3.simulation_settings import SimulationSettings
@@ -66,7 +66,6 @@ class SimulationFiles:
 
     def __init__(self, directory: Path, settings: SimulationSettings, simulation: app.Simulation) -> None:
         self.directory, self.settings, self.simulation = directory, settings, simulation
-        #: Without motion of the centre of mass, which the thermostat adds in every step and CMMotionRemover takes away at the next one's start.
         self.centred = any(isinstance(f, openmm.CMMotionRemover) for f in simulation.system.getForces())
         self.masses = masses_of(simulation.system)
         self.dof = 3 * int(np.count_nonzero(self.masses)) - (3 if self.centred else 0)
@@ -98,8 +97,7 @@ class SimulationFiles:
         potential = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
         kinetic = state.getKineticEnergy().value_in_unit(unit.kilojoule_per_mole)
         if self.centred:
-            momentum = self.masses @ state.getVelocities(asNumpy=True).value_in_unit(unit.nanometer / unit.picosecond)
-            kinetic -= float(momentum @ momentum) / (2 * self.mass)
+            kinetic -= kinetic_energy_of_centre(state, self.masses)
         gas = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
         self.temperature, self.potential = 2 * kinetic / (self.dof * gas), potential
         box = state.getPeriodicBoxVectors() if self.periodic else None

@@ -4,10 +4,9 @@ import contextlib
 import logging
 import os
 import signal
-import sqlite3
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,9 +25,10 @@ from training.callbacks import read_log
 from training.checkpoint import CheckpointError, SafeCheckpointIO
 from training.config import ConfigError
 from training.distributed import sum_over_ranks, world_size
+from training.lock import LOCK, alone
 
 LAST = "last.ckpt"
-_CONFIG, _LOCK, _LOG = "config.yaml", ".lock", "log.csv"
+_CONFIG, _LOG = "config.yaml", "log.csv"
 
 _Config = TypeVar("_Config", bound=BaseModel)
 
@@ -60,7 +60,7 @@ def is_begun(output: Path) -> bool:
         return False
     log = output / _LOG
     no_rows = {_LOG} if log.is_file() and not read_log(log) else set()
-    return bool({p.name for p in output.iterdir()} - {_CONFIG, f"{_CONFIG}.partial", _LOCK} - no_rows)
+    return bool({p.name for p in output.iterdir()} - {_CONFIG, f"{_CONFIG}.partial", LOCK} - no_rows)
 
 
 def configuration_of_run(config: _Config | None, output: Path, resume: bool, read: Callable[[Path], _Config]) -> _Config:
@@ -131,22 +131,6 @@ def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in nested.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
-
-
-@contextlib.contextmanager
-def _alone(output: Path) -> Iterator[None]:
-    """Keep every other process from training in a directory, until this one ends, however it does: the lock is SQLite's, as that of `label`."""
-    lock = sqlite3.connect(output / _LOCK, isolation_level=None, timeout=0.0)
-    try:
-        try:
-            lock.execute("PRAGMA journal_mode = MEMORY")  # no second file
-            lock.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError as error:
-            message = f"another process trains in {output} ({error}); wait for its end, or choose another output directory"
-            raise FileExistsError(message) from None
-        yield
-    finally:
-        lock.close()
 
 
 class _Best(ModelCheckpoint):
@@ -305,7 +289,7 @@ def train(
         keep_freed_memory()
     first = rank_zero_only.rank == 0
     output.mkdir(parents=True, exist_ok=True)
-    with _alone(output) if first else contextlib.nullcontext():
+    with alone(output, f"another process trains in {output}") if first else contextlib.nullcontext():
         if first:
             partial = output / f"{_CONFIG}.partial"
             partial.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))

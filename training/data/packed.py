@@ -22,13 +22,13 @@ from typing import Any, BinaryIO
 import numpy as np
 from ase.data import atomic_numbers as NUMBER_OF_SYMBOL
 from ase.data import chemical_symbols
-from filelock import FileLock, Timeout
 from scipy.spatial.distance import pdist
 
 from training.data.frames import DataError, FrameBlock
 from training.data.molecules import Frames, frames_with_held_out_molecules, parts_by_formula
 from training.data.self_energy import SelfEnergyFit, check_residual, require_all_elements
 from training.data.splits import LEFT_OUT, NOT_GIVEN, SPLITS, complete_split, split_frames, split_of
+from training.lock import LOCK, alone
 
 FORMAT_VERSION = 1
 #: Frames whose numbers are in memory at once.
@@ -41,8 +41,6 @@ SAME = 1e-3
 CLOSEST, LOOKED_AT = 0.3, 500
 #: Forces of a frame, against the median frame, beyond which they are no forces of molecules.
 STRANGE_FORCES = 100.0
-
-_LOCK = ".lock"
 
 _ARRAYS: dict[str, tuple[type, tuple[int, ...]]] = {
     "numbers": (np.uint8, ()),
@@ -102,13 +100,10 @@ class PackedWriter:
         self.directory = directory
         self._partial = directory.with_name(directory.name + ".partial")
         self._partial.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(self._partial / _LOCK, timeout=0)
-        try:
-            self._lock.acquire()
-        except Timeout:
-            raise FileExistsError(f"another process prepares {directory}; wait for its end, or choose another output directory") from None
+        self._locked = contextlib.ExitStack()
+        self._locked.enter_context(alone(self._partial, f"another process prepares {directory}"))
         for left in self._partial.iterdir():  # by one that was killed
-            if left.name != _LOCK:
+            if left.name != LOCK:
                 left.unlink()
         self.with_forces = with_forces
         names = [n for n in _ARRAYS if n != "split" and (n != "forces" or with_forces)]
@@ -261,8 +256,8 @@ class PackedWriter:
             }
             (self._partial / "metadata.json").write_text(json.dumps(metadata, indent=1) + "\n")
             self._partial.rename(self.directory)
-            self._lock.release()
-            (self.directory / _LOCK).unlink(missing_ok=True)
+            self._locked.close()
+            (self.directory / LOCK).unlink(missing_ok=True)
         except BaseException:
             self.discard()
             raise
@@ -362,7 +357,7 @@ class PackedWriter:
             with contextlib.suppress(OSError):  # of a full disk, which refuses the rest of a buffer too
                 file.close()
         shutil.rmtree(self._partial, ignore_errors=True)
-        self._lock.release()
+        self._locked.close()
 
 
 class PackedDataset:
