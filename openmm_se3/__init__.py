@@ -2,6 +2,17 @@
 
 The public names are those of `__all__`; see their docstrings. They are imported on first use, so that ``import openmm_se3`` costs
 nothing and never fails for want of torch.
+
+How the modules hang together, each using those below it:
+
+    potential     SE3Potential: from topology and System to forces in it
+    force         makes them: TorchForce, or python_force where that cannot be used
+    binding       what a force computes: the model bound to its atoms, in the terms of a force mode
+    model_file    opens an exported model and checks it
+
+`checks` refuses unusable input for all of them. On these stand `structures` (files to topology and positions), `guard` and `committee` (reporters),
+`replicas`, `masses`, `molecules` and `integrators` (what a simulation needs besides), `simulate` with `simulation_files` and `simulation_settings`
+(whole runs), `calculator` (ASE), `openmmml_plugin` (openmm-ml), `validation` and `physics` (checks and measures of a model), `doctor` and `cli`.
 """
 
 from typing import Any

@@ -1,4 +1,16 @@
-"""What one force of a System computes: the model bound to its atoms, in the parts that the force modes are made of."""
+"""What one force of a System computes: the model bound to its atoms, in the parts that the force modes are made of.
+
+    mode            terms, one force each       group    energy
+    direct          direct                      g        the model's
+    conservative    conservative                g        the model's
+    mts             direct                      g        0
+                    conservative - direct       g + 1    the model's
+    mts-fast        fast                        g        the fast network's
+                    conservative - fast         g + 1    the model's less the fast network's
+
+g is the group that the user asked for, `forceGroup`. With `inner_steps` of n the first of two terms is 1 - 1/n of what it says, and the second has
+the rest.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,6 +18,46 @@ from typing import Optional  # TorchScript reads Optional, not "| None", in the 
 
 import torch
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Term:
+    """One of the forces that a force mode is made of.
+
+    Attributes
+    ----------
+    name : str
+        For the name of the OpenMM Force.
+    group_offset : int
+        Added to the force group that the user asked for.
+    carries_energy : bool
+        Whether it has an energy, not zero.
+    """
+
+    name: str
+    group_offset: int
+    carries_energy: bool
+
+
+_DIRECT = Term("direct", 0, True)
+_CONSERVATIVE = Term("conservative", 0, True)
+_INNER = Term("mts, direct", 0, False)
+_CORRECTION = Term("mts, conservative - direct", 1, True)
+_FAST = Term("mts-fast, fast", 0, True)
+_SLOW = Term("mts-fast, conservative - fast", 1, True)
+
+#: The forces of each mode. Those of ``"mts"`` and ``"mts-fast"`` sum to the conservative model.
+TERMS: dict[str, tuple[Term, ...]] = {
+    "direct": (_DIRECT,),
+    "conservative": (_CONSERVATIVE,),
+    "mts": (_INNER, _CORRECTION),
+    "mts-fast": (_FAST, _SLOW),
+}
+FORCE_MODES = tuple(TERMS)
+#: Those with two force groups, for `MultipleTimeStepIntegrator`.
+MULTIPLE_TIME_STEPS = ("mts", "mts-fast")
+#: Which of a model's forces each mode is made of.
+FORCES_OF_MODE = {"direct": {"direct"}, "conservative": {"conservative"}, "mts": {"direct", "conservative"}, "mts-fast": {"conservative", "fast"}}
 
 
 class _Bound(nn.Module):
@@ -179,31 +231,6 @@ class _InPlace(nn.Module):
             return energy.copy_(new_energy), forces.copy_(new_forces)
 
 
-@dataclass(frozen=True)
-class Term:
-    """One of the forces that a force mode is made of.
-
-    Attributes
-    ----------
-    name : str
-        For the name of the OpenMM Force.
-    group_offset : int
-        Added to the force group that the user asked for.
-    carries_energy : bool
-        Whether it has an energy, not zero.
-    """
-
-    name: str
-    group_offset: int
-    carries_energy: bool
-
-
-_DIRECT = Term("direct", 0, True)
-_CONSERVATIVE = Term("conservative", 0, True)
-_INNER = Term("mts, direct", 0, False)
-_CORRECTION = Term("mts, conservative - direct", 1, True)
-_FAST = Term("mts-fast, fast", 0, True)
-_SLOW = Term("mts-fast, conservative - fast", 1, True)
 _MODULES: dict[Term, type[_Bound]] = {
     _DIRECT: _Direct,
     _CONSERVATIVE: _Conservative,
@@ -213,19 +240,6 @@ _MODULES: dict[Term, type[_Bound]] = {
     _SLOW: _Slow,
 }
 _AUTOGRAD: dict[Term, type[_Bound]] = {_CONSERVATIVE: _AutogradConservative, _CORRECTION: _AutogradCorrection}
-
-#: The forces of each mode. Those of ``"mts"`` and ``"mts-fast"`` sum to the conservative model.
-TERMS: dict[str, tuple[Term, ...]] = {
-    "direct": (_DIRECT,),
-    "conservative": (_CONSERVATIVE,),
-    "mts": (_INNER, _CORRECTION),
-    "mts-fast": (_FAST, _SLOW),
-}
-FORCE_MODES = tuple(TERMS)
-#: Those with two force groups, for `MultipleTimeStepIntegrator`.
-MULTIPLE_TIME_STEPS = ("mts", "mts-fast")
-#: Which of a model's forces each mode is made of.
-FORCES_OF_MODE = {"direct": {"direct"}, "conservative": {"conservative"}, "mts": {"direct", "conservative"}, "mts-fast": {"conservative", "fast"}}
 
 
 def modes_of(model: torch.jit.ScriptModule) -> tuple[str, ...]:
@@ -246,7 +260,18 @@ def modes_of(model: torch.jit.ScriptModule) -> tuple[str, ...]:
 
 
 def inner_part(inner_steps: int | None) -> float:
-    """How much of the fast forces the first force holds if the second takes over those of one of so many inner steps; all, with 1 or None."""
+    """How much of the fast forces the first force holds if the second takes over those of one of so many inner steps.
+
+    Parameters
+    ----------
+    inner_steps : int or None
+        As of `SE3Potential`.
+
+    Returns
+    -------
+    float
+        1 - 1 / inner_steps; 1, which is all, with 1 or None.
+    """
     return 1.0 if inner_steps is None or inner_steps == 1 else 1.0 - 1.0 / inner_steps
 
 

@@ -10,8 +10,8 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from openmm_se3.binding import MULTIPLE_TIME_STEPS
+from openmm_se3.checks import check_box, check_neutral
 from openmm_se3.errors import UnsupportedSystemError
-from openmm_se3.force import check_box, check_neutral
 from openmm_se3.model_file import module_from_bytes, module_to_bytes
 from openmm_se3.potential import SE3Potential
 from openmm_se3.structures import reduced_cell
@@ -36,19 +36,31 @@ class SE3Calculator(Calculator):
         Torch device; the CPU by default.
     precision : str
         ``"double"`` (default) or ``"single"``.
+    atoms : ase.Atoms, optional
+        To be given this calculator.
+    label : str, optional
+        As of every calculator of ASE; nothing is written.
+    directory : str or Path
+        As of every calculator of ASE; nothing is written.
 
     Raises
     ------
     ModelFileError, ValueError
-        As `SE3Potential`.
+        As `SE3Potential`; and for `forces` of multiple time steps.
     """
 
     implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "forces", "stress"]
 
     def __init__(
-        self, model: str | Path = "se3-ani1x", forces: str = "conservative", device: str | None = None, precision: str = "double", **kwargs: Any
+        self,
+        model: str | Path = "se3-ani1x",
+        forces: str = "conservative",
+        device: str | None = None,
+        precision: str = "double",
+        atoms: Atoms | None = None,
+        label: str | None = None,
+        directory: str | Path = ".",
     ) -> None:
-        super().__init__(**kwargs)
         if forces in MULTIPLE_TIME_STEPS:
             raise ValueError(f"forces={forces!r} is for OpenMM's multiple-time-step integrators; in ASE its sum is forces='conservative'")
         potential = SE3Potential(model, forces=forces, device=device, precision=precision)
@@ -57,6 +69,19 @@ class SE3Calculator(Calculator):
         self._device = torch.device(device or "cpu")
         self._strained = False  # whether the stress was ever asked for
         self._model = potential.model.to(self._device)
+        super().__init__(label=label, atoms=atoms, directory=directory)  # last, since it gives `atoms` this calculator
+
+    def set(self, **kwargs: Any) -> dict[str, Any]:
+        """Called by ASE, which would keep any parameter without using it.
+
+        Raises
+        ------
+        TypeError
+            If there are any: what the calculator computes is settled when it is made.
+        """
+        if kwargs:
+            raise TypeError(f"SE3Calculator has no parameters to set, got {', '.join(kwargs)}; make a new one with other model, forces or precision")
+        return super().set()
 
     def __getstate__(self) -> dict[str, Any]:
         """For `pickle`, which workers of `multiprocessing` need: the module as the bytes of its file."""

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
@@ -110,7 +110,7 @@ def simulate(
 
     from openmm_se3.errors import SimulationError
     from openmm_se3.simulate import simulate as run
-    from openmm_se3.simulation_files import PLOT_FILE, TRAJECTORY_FILE, extend, move_model, read_settings, temperature_deviation
+    from openmm_se3.simulation_files import PLOT_FILE, TRAJECTORY_FILE, read_settings, temperature_deviation
     from openmm_se3.simulation_settings import SimulationSettings
 
     if structure is None and not (resume and output is not None):
@@ -120,6 +120,7 @@ def simulate(
     seen: list[tuple[float, float]] = []
     try:
         settings = None
+        changes: dict[str, Any] = {}
         if resume:
             sources = {name: context.get_parameter_source(name) for name in context.params}
             given = {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
@@ -133,10 +134,7 @@ def simulate(
                 raise ValueError(
                     f"the run in {directory} is of {read_settings(directory).structure}, not of {structure}; --resume needs --output alone"
                 )
-            if "model" in given:
-                move_model(directory, model)
-            if "steps" in given:
-                extend(directory, steps)
+            changes = {name: value for name, value in (("steps", steps), ("model", model)) if name in given}
         else:
             settings = SimulationSettings(
                 structure=str(structure),
@@ -166,7 +164,7 @@ def simulate(
                 speed = f"  {(p1 - p0) * 1e-3 / (t1 - t0) * 86400:.2f} ns/day" if t1 > t0 else ""
                 bar.update(task, completed=step, total=total, description=f"{kelvin:.0f} K  {potential:.1f} kJ/mol{speed}")
 
-            run(settings, directory, resume, show)
+            run(settings, directory, resume, show, **changes)
     except (SimulationError, ValueError, OSError, ImportError, openmm.OpenMMException) as error:
         raise _fail(error) from None
     deviation = temperature_deviation(directory)
@@ -257,6 +255,7 @@ def validate(
 def _validate_physics(model: str, output: Path, full: bool, measures: list[str] | None, molecules: list[str] | None, resume: bool) -> None:
     from dataclasses import replace
 
+    from openmm_se3.errors import SimulationError
     from openmm_se3.physics.report import missed, report_table
     from openmm_se3.physics.settings import FULL, QUICK
     from openmm_se3.physics.validate import MEASURES, REPORT_FILE, validate_physics
@@ -274,7 +273,7 @@ def _validate_physics(model: str, output: Path, full: bool, measures: list[str] 
                 bar.update(tasks[name], completed=share)
 
             sections = validate_physics(model, output, settings, measures or tuple(MEASURES), resume, show)
-    except (ValueError, OSError, ImportError) as error:
+    except (SimulationError, ValueError, OSError, ImportError) as error:
         raise _fail(error) from None
     console.print(report_table(sections))
     written = f"wrote {output / REPORT_FILE} and a picture for each measure with curves"

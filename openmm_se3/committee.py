@@ -16,6 +16,7 @@ from openmm_se3.errors import UnsupportedSystemError
 from openmm_se3.force import model_atoms
 from openmm_se3.model_file import module_from_bytes, module_to_bytes
 from openmm_se3.potential import SE3Potential
+from openmm_se3.replicas import check_batch
 
 ACTIONS = ("warn", "stop")
 CSV_HEADER = ("step", "time_ps", "max_deviation_kj_per_mol_nm", "mean_deviation_kj_per_mol_nm", "atom")
@@ -57,13 +58,17 @@ class CommitteeReporter:
         Above the threshold: ``"warn"``, an `UncertaintyWarning` at each report, or ``"stop"``, an `UncertaintyError`.
     append : bool
         Add to an existing file, after a restart.
+    batch : sequence of int, optional
+        As given to `SE3Potential.addForces`: for each of `atoms` the index of its molecule. Each is looked at as if alone, one
+        after another, so a report takes longer than a step.
 
     Raises
     ------
     ValueError
-        If the model is no committee, or one that was not trained for direct forces, or for an unusable `reportInterval`, `threshold` or `action`.
+        If the model is no committee, or one that was not trained for direct forces, or for an unusable `reportInterval`, `threshold`,
+        `action` or `batch`.
     UnsupportedSystemError
-        If the model cannot describe these atoms, or they lack the caps of bonds that a mixed System cuts.
+        If the model cannot describe these atoms, or they lack the caps of bonds that a mixed System cuts, or for a `batch` in a periodic box.
 
     Examples
     --------
@@ -82,6 +87,7 @@ class CommitteeReporter:
         threshold: Any = None,
         action: str = "warn",
         append: bool = False,
+        batch: Sequence[int] | None = None,
     ) -> None:
         limit = threshold.value_in_unit(_FORCE_UNIT) if unit.is_quantity(threshold) else threshold
         if reportInterval <= 0:
@@ -106,6 +112,8 @@ class CommitteeReporter:
         self._atoms, self._numbers = np.array(indices), torch.tensor(numbers)
         self._names = atom_names(topology, indices)
         self._periodic = topology.getPeriodicBoxVectors() is not None
+        of_atom = np.zeros(len(indices), dtype=int) if batch is None else np.array(check_batch(batch, len(indices), self._periodic))
+        self._groups = [np.flatnonzero(of_atom == k) for k in range(of_atom.max() + 1)]
         # A copy, so that it can be on a device of its own.
         self._model = module_from_bytes(module_to_bytes(potential.model)).to(potential.device or "cpu")
         self._owned = isinstance(file, (str, Path))
@@ -169,7 +177,9 @@ class CommitteeReporter:
         """
         x = torch.tensor(state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)[self._atoms], dtype=torch.float64)
         box = torch.tensor(state.getPeriodicBoxVectors(asNumpy=True).value_in_unit(unit.nanometer), dtype=torch.float64) if self._periodic else None
-        deviations: np.ndarray = self._model.deviations(x, self._numbers, box).cpu().numpy()
+        deviations = np.zeros(len(x))
+        for group in self._groups:
+            deviations[group] = self._model.deviations(x[group], self._numbers[group], box).cpu().numpy()
         return deviations
 
 

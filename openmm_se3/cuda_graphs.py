@@ -16,9 +16,8 @@ import numpy as np
 import torch
 
 from openmm_se3.binding import Term
+from openmm_se3.checks import in_nanometers
 from openmm_se3.model_file import module_from_bytes, module_to_bytes
-from openmm_se3.platforms import platform_names
-from openmm_se3.structures import in_nanometers
 
 #: Neighbours per atom that a run may gain over its start before a given width is too small.
 MARGIN = 1.15
@@ -27,7 +26,7 @@ TOLERANCE = 1e-4
 #: Distance (nm) of the atoms whose forces are compared, those of a liquid's molecules: nowhere more neighbours than a width made for a molecule.
 SPACING_NM = 0.25
 
-_outcomes: weakref.WeakKeyDictionary[torch.jit.ScriptModule, dict[tuple[str, bool, bool], str | None]] = weakref.WeakKeyDictionary()
+_outcomes: weakref.WeakKeyDictionary[torch.jit.ScriptModule, dict[tuple[str, bool, bool, bool], str | None]] = weakref.WeakKeyDictionary()
 
 
 def width_for(positions: np.ndarray, vectors: Any, cutoff_nm: float) -> int:
@@ -79,13 +78,14 @@ def has_fixed_shapes(model: torch.jit.ScriptModule, n_atoms: int) -> bool:
     return n_atoms <= model.all_pairs_up_to or (model.max_neighbors > 0 and needs_width(model, n_atoms))
 
 
-def can_capture() -> bool:
-    """Whether torch sees a GPU and OpenMM has its platform for it."""
-    return torch.cuda.is_available() and "CUDA" in platform_names()
-
-
 def capture_problem(
-    model: torch.jit.ScriptModule, bound: torch.nn.Module, term: Term, atoms: Sequence[int], n_particles: int, box_nm: float | None
+    model: torch.jit.ScriptModule,
+    bound: torch.nn.Module,
+    term: Term,
+    atoms: Sequence[int],
+    n_particles: int,
+    box_nm: float | None,
+    apart: bool,
 ) -> str | None:
     """Why a force cannot be replayed as a CUDA graph, or None: it is captured on the GPU, replayed at other positions, and compared.
 
@@ -105,13 +105,15 @@ def capture_problem(
         Particles of the System.
     box_nm : float or None
         Least edge of a periodic box that the model can do with; None without one.
+    apart : bool
+        Whether `bound` is of copies that do not see each other, `openmm_se3.replicas.keep_apart`.
 
     Returns
     -------
     str or None
         A sentence without a full stop.
     """
-    kind = (term.name, box_nm is not None, len(atoms) <= model.all_pairs_up_to)
+    kind = (term.name, box_nm is not None, len(atoms) <= model.all_pairs_up_to, apart)
     outcomes = _outcomes.setdefault(model, {})
     if kind not in outcomes:
         outcomes[kind] = _try(bound, atoms, n_particles, box_nm)
@@ -144,13 +146,20 @@ def _try(bound: torch.nn.Module, atoms: Sequence[int], n_particles: int, box_nm:
             graphs[0].replay()
             found_energy, found = energy.clone(), forces.clone()
             right_energy, right = module(*arguments)
-        allowed = TOLERANCE * float(right.abs().amax())
-        force_error, energy_error = float((found - right).abs().amax()), float((found_energy - right_energy).abs())
+        return _difference(found_energy, found, right_energy, right)
     except RuntimeError as error:
         return f"capturing failed ({str(error).strip().splitlines()[0]})"
-    if force_error <= allowed and energy_error <= TOLERANCE * max(1.0, float(right_energy.abs())):
-        return None
-    return f"replayed forces differ by {force_error:.1e} kJ/mol/nm from those evaluated, of which the largest is {allowed / TOLERANCE:.1e}"
+
+
+def _difference(found_energy: torch.Tensor, found: torch.Tensor, right_energy: torch.Tensor, right: torch.Tensor) -> str | None:
+    """What to say of replayed forces and energy that are not those evaluated, or None."""
+    largest, force_error = float(right.abs().amax()), float((found - right).abs().amax())
+    if not force_error <= TOLERANCE * largest:  # nor where it is NaN
+        return f"replayed forces differ by {force_error:.1e} kJ/mol/nm from those evaluated, of which the largest is {largest:.1e}"
+    energy, energy_error = float(right_energy), float((found_energy - right_energy).abs())
+    if not energy_error <= TOLERANCE * max(1.0, abs(energy)):
+        return f"the replayed energy differs by {energy_error:.1e} kJ/mol from that evaluated, {energy:.1e}"
+    return None
 
 
 def _structures(atoms: Sequence[int], n_particles: int, box_nm: float | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import operator
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,14 +14,15 @@ from openmm import app, unit
 from torch import Tensor
 
 from openmm_se3.binding import MULTIPLE_TIME_STEPS, TERMS, Term, bind, in_place, scale
-from openmm_se3.cuda_graphs import can_capture, capture_problem, has_fixed_shapes, needs_width, with_width
+from openmm_se3.checks import atom_indices
+from openmm_se3.cuda_graphs import capture_problem, has_fixed_shapes, needs_width, with_width
 from openmm_se3.errors import UnsupportedSystemError
 from openmm_se3.installation import MEND, openmmtorch_mismatch
 from openmm_se3.model_file import ModelMetadata
+from openmm_se3.platforms import has_gpu
 from openmm_se3.python_force import create_python_force
 from openmm_se3.replicas import keep_apart
 from openmm_se3.serialisation import mend_serialisation
-from openmm_se3.structures import in_nanometers
 
 #: How the model can be put into a System.
 BACKENDS = ("TorchForce", "PythonForce")
@@ -31,18 +31,15 @@ _UNKNOWN = "not looked for yet"
 _problem: str | None = _UNKNOWN
 
 
-def _index(atom: Any) -> int:
-    """An index, and no mask of bools or number that is not whole, which would choose other atoms than meant."""
-    if isinstance(atom, (bool, np.bool_)):
-        raise TypeError("atoms must be indices, got a mask of bools; take numpy.flatnonzero of it")
-    try:
-        return operator.index(atom)
-    except TypeError:
-        raise TypeError(f"atoms must be indices, got {atom!r}") from None
-
-
 def require_same_particles(topology: app.Topology, system: openmm.System) -> None:
     """Refuse a System with other particles than the topology has atoms.
+
+    Parameters
+    ----------
+    topology : openmm.app.Topology
+        All atoms.
+    system : openmm.System
+        That is to be of the same atoms.
 
     Raises
     ------
@@ -81,14 +78,9 @@ def model_atoms(topology: app.Topology, atoms: Sequence[int] | None, metadata: M
         If there are no atoms, an index is out of range or repeated, an element is missing or the model does not know it.
     """
     everything = list(topology.atoms())
-    indices = list(range(len(everything))) if atoms is None else [_index(i) for i in atoms]
+    indices = list(range(len(everything))) if atoms is None else atom_indices(atoms, len(everything))
     if not indices:
         raise UnsupportedSystemError("no atoms: the topology or the list of atoms is empty; the model needs at least one atom")
-    outside = [i for i in indices if not 0 <= i < len(everything)]
-    if outside:
-        raise UnsupportedSystemError(f"atoms holds {outside[:5]}, but the topology has atoms 0 to {len(everything) - 1}")
-    if len(set(indices)) != len(indices):
-        raise UnsupportedSystemError("atoms holds an index more than once; give each atom once")
     nameless = [i for i in indices if everything[i].element is None]
     if nameless:
         raise UnsupportedSystemError(
@@ -108,7 +100,18 @@ def model_atoms(topology: app.Topology, atoms: Sequence[int] | None, metadata: M
 
 
 def warn_of_virtual_sites(system: openmm.System) -> None:
-    """Say that multiple time steps are wrong with virtual sites where OpenMM computes on a CPU."""
+    """Say that multiple time steps are wrong with virtual sites where OpenMM computes on a CPU.
+
+    Parameters
+    ----------
+    system : openmm.System
+        That is to be driven by them.
+
+    Warns
+    -----
+    UserWarning
+        If it has virtual sites.
+    """
     sites = [i for i in range(system.getNumParticles()) if system.isVirtualSite(i)]
     if sites:
         warnings.warn(
@@ -116,48 +119,6 @@ def warn_of_virtual_sites(system: openmm.System) -> None:
             "time steps are, OpenMM's Reference and CPU platforms leave them where they were, and the energy runs away: run this System on a GPU "
             "platform, or use forces='conservative'",
             stacklevel=3,
-        )
-
-
-def check_neutral(charge: Any, multiplicity: Any) -> None:
-    """Refuse a charge or spin that was asked for, since no exported model knows any but a neutral closed shell.
-
-    Parameters
-    ----------
-    charge, multiplicity : number or None
-        In elementary charges, and 2 S + 1; None where nothing was said.
-
-    Raises
-    ------
-    UnsupportedSystemError
-        If the charge is not 0 or the multiplicity not 1.
-    """
-    for name, value, only in (("charge", charge, 0), ("multiplicity", multiplicity, 1)):
-        if value is not None and value != only:
-            raise UnsupportedSystemError(f"{name} {value} was asked for, but the model was trained on neutral closed shells alone ({name} {only})")
-
-
-def check_box(vectors: Any, metadata: ModelMetadata) -> None:
-    """Refuse a periodic box in which the minimum image cannot hold the cutoff.
-
-    Parameters
-    ----------
-    vectors : ndarray, sequence of openmm.Vec3, or Quantity of either
-        Box vectors in reduced form; nm if they have no unit.
-    metadata : ModelMetadata
-        Tells the cutoff.
-
-    Raises
-    ------
-    UnsupportedSystemError
-        If a diagonal element is below twice the cutoff.
-    """
-    smallest = np.diag(in_nanometers(vectors, 3)).min()
-    if smallest < 2 * metadata.cutoff_nm:
-        raise UnsupportedSystemError(
-            f"the periodic box is too small: its smallest diagonal element is {smallest:.4g} nm, but model {metadata.name!r} with a cutoff of "
-            f"{metadata.cutoff_nm:.4g} nm needs at least {2 * metadata.cutoff_nm:.4g} nm, or an atom would meet two images of another. "
-            "Use a larger box or a supercell."
         )
 
 
@@ -224,11 +185,11 @@ def create_forces(
     original = model
     if groups is not None and max(groups) == 0:
         groups = None
-    if groups is not None and max_neighbors is None and can_capture():
+    if groups is not None and max_neighbors is None and has_gpu():
         max_neighbors = int(np.bincount(groups).max())  # no atom has more
     if max_neighbors is not None and needs_width(model, len(atoms)):
         model = with_width(model, max_neighbors)
-    graphs = cuda_graphs and backend == "TorchForce" and not scale_parameters and has_fixed_shapes(model, len(atoms)) and can_capture()
+    graphs = cuda_graphs and backend == "TorchForce" and not scale_parameters and has_fixed_shapes(model, len(atoms)) and has_gpu()
     if groups is not None:
         model = torch.jit.script(keep_apart(model, groups, metadata.cutoff_nm))
     scales = scale_parameters or {}
@@ -248,13 +209,33 @@ def create_forces(
                 bound = in_place(bound)
             force = _create_torch_force(bound, term, periodic, scales)
             if graphs:
-                problem = capture_problem(original, bound, term, atoms, n_particles, 2.1 * metadata.cutoff_nm if periodic else None)
+                problem = capture_problem(
+                    original, bound, term, atoms, n_particles, 2.1 * metadata.cutoff_nm if periodic else None, groups is not None
+                )
                 _announce(problem, metadata, term)
                 force.setProperty("useCUDAGraphs", "true" if problem is None else "false")
         force.setForceGroup(force_group + term.group_offset)
-        force.setName(f"SE3Force({metadata.name}, {term.name})")
+        force.setName(f"SE3Force({metadata.name}, {term.name}, atoms {_as_ranges(atoms)})")
         made.append(force)
     return made
+
+
+def _as_ranges(atoms: Sequence[int]) -> str:
+    """Such as ``0-8, 12``."""
+    ordered = np.array(sorted(atoms))
+    runs = np.split(ordered, np.flatnonzero(np.diff(ordered) > 1) + 1)
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def atoms_of_forces(system: openmm.System) -> set[int]:
+    """Atoms that forces of this package drive already, by the names of those; a System read from XML has lost the names."""
+    found: set[int] = set()
+    for force in system.getForces():
+        named = re.fullmatch(r"SE3Force\(.*, atoms ([-0-9, ]+)\)", force.getName())
+        for run in named[1].split(", ") if named else []:
+            first, _, last = run.partition("-")
+            found.update(range(int(first), int(last or first) + 1))
+    return found
 
 
 def _create_torch_force(bound: torch.nn.Module, term: Term, periodic: bool, scale_parameters: Mapping[str, bool]) -> openmm.Force:
@@ -290,12 +271,13 @@ def _load_late() -> None:
 
 
 def _import_torch_force() -> Any:
+    level = logging.root.manager.disable  # the user's own
     try:
         # openmmtorch imports the deprecated name of OpenMM, which logs a warning that no user of ours can act on.
-        logging.disable(logging.WARNING)
+        logging.disable(max(level, logging.WARNING))
         from openmmtorch import TorchForce
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(level)
     mend_serialisation()
     return TorchForce
 

@@ -7,6 +7,7 @@ import openmm
 from openmm import app, unit
 
 from openmm_se3.atom_names import atom_names, listed
+from openmm_se3.checks import atom_indices
 from openmm_se3.errors import UnsupportedSystemError
 from openmm_se3.structures import close_pairs
 
@@ -39,8 +40,10 @@ class DomainGuard:
     ------
     ValueError
         If `reportInterval` or `closest` is not positive.
+    TypeError
+        If `atoms` holds what is no index, such as the bools of a mask.
     UnsupportedSystemError
-        If an index in `atoms` is none of the topology, or there are none.
+        If an index in `atoms` is none of the topology or repeated, or there are none.
 
     Examples
     --------
@@ -52,10 +55,7 @@ class DomainGuard:
             raise ValueError(f"reportInterval and closest must be positive, got {reportInterval} and {closest}")
         self._interval, self._closest = reportInterval, closest
         n_atoms = topology.getNumAtoms()
-        self._atoms = np.arange(n_atoms) if atoms is None else np.array(list(atoms), dtype=int)
-        outside = self._atoms[(self._atoms < 0) | (self._atoms >= n_atoms)]
-        if len(outside):
-            raise UnsupportedSystemError(f"atoms holds {outside[:5].tolist()}, but the topology has atoms 0 to {n_atoms - 1}")
+        self._atoms = np.array(range(n_atoms) if atoms is None else atom_indices(atoms, n_atoms), dtype=int)
         if not len(self._atoms):
             raise UnsupportedSystemError("no atoms to look at: the topology or atoms is empty")
         self._names = atom_names(topology, self._atoms)

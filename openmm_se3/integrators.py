@@ -1,5 +1,6 @@
 """`MultipleTimeStepIntegrator`: drives the two forces of ``forces="mts"`` or ``"mts-fast"`` with no evaluation more than there are inner steps."""
 
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -180,7 +181,7 @@ class MultipleTimeStepIntegrator(openmm.CustomIntegrator):
 
 def may_be_inner_steps(number: int) -> bool:
     """Whether a step can have so many inner ones, with the slow force at its middle: 1 or an even number."""
-    return number == 1 or (number > 1 and number % 2 == 0)
+    return isinstance(number, Integral) and (number == 1 or (number > 1 and number % 2 == 0))
 
 
 def _number(value: Any, of: unit.Unit) -> float:

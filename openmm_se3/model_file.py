@@ -153,7 +153,10 @@ def _parse_metadata(text: str, path: Path) -> ModelMetadata:
     missing, unknown = sorted(required - set(raw)), sorted(set(raw) - names)
     if missing or unknown:
         raise ModelFileError(f"{path}: metadata lack {missing} and hold unknown {unknown}; export the model again")
-    raw["golden"] = [GoldenStructure(**g) for g in raw["golden"]]
+    try:
+        raw["golden"] = [GoldenStructure(**g) for g in raw["golden"]]
+    except TypeError as error:
+        raise ModelFileError(f"{path}: a golden structure of its metadata is none ({error}); export the model again") from None
     return ModelMetadata(**raw)
 
 
@@ -192,16 +195,21 @@ def find_model(name_or_path: str | Path) -> Path:
     raise ModelFileError(f"no model {str(name_or_path)!r}: neither a file nor a released model (released: {known})")
 
 
-def _open(path: Path) -> tuple[torch.jit.ScriptModule, ModelMetadata]:
-    """Open the archive, check checksums; golden values are not checked here."""
-    extra = {METADATA_FILE: "", CHECKSUM_FILE: ""}
+def _load(path: Path, extra: dict[str, Any]) -> torch.jit.ScriptModule:
+    """Open the archive, and fill `extra` with those further files in it that it names."""
     try:
-        module = torch.jit.load(io.BytesIO(path.read_bytes()), map_location="cpu", _extra_files=extra)
+        return torch.jit.load(io.BytesIO(path.read_bytes()), map_location="cpu", _extra_files=extra)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ModelFileError(
             f"{path}: not a readable TorchScript file ({reason}); it may be truncated or of another kind: copy or export it again"
         ) from None
+
+
+def _open(path: Path) -> tuple[torch.jit.ScriptModule, ModelMetadata]:
+    """Open the archive, check checksums; golden values are not checked here."""
+    extra: dict[str, Any] = {METADATA_FILE: "", CHECKSUM_FILE: ""}
+    module = _load(path, extra)
     texts = {k: v.decode() if isinstance(v, bytes) else v for k, v in extra.items()}
     if not texts[METADATA_FILE]:
         raise ModelFileError(f"{path}: a TorchScript file without openmm-se3 metadata; export models with 'python -m training export'")
@@ -234,6 +242,11 @@ def golden_errors(module: torch.jit.ScriptModule, metadata: ModelMetadata) -> tu
         The model; it is converted to float64 and back, which leaves float32 weights unchanged.
     metadata : ModelMetadata
         With the golden structures.
+
+    Returns
+    -------
+    tuple of float
+        Errors of energy and force; NaN if one of them is.
     """
     module.to(torch.float64)
     energy_error = force_error = 0.0
@@ -300,7 +313,26 @@ def read_metadata(name_or_path: str | Path) -> ModelMetadata:
 
 
 def read_attachment(name_or_path: str | Path, name: str) -> bytes:
-    """Bytes of a further file that rides in a model file; empty if there is none of that name. Errors as `find_model`."""
-    extra = {name: b""}
-    torch.jit.load(str(find_model(name_or_path)), map_location="cpu", _extra_files=extra)
-    return extra[name]
+    """Bytes of a further file that rides in a model file.
+
+    Parameters
+    ----------
+    name_or_path : str or Path
+        As of `load_model`.
+    name : str
+        Of the further file.
+
+    Returns
+    -------
+    bytes
+        Empty if there is none of that name.
+
+    Raises
+    ------
+    ModelFileError
+        If there is no such model, or the file is none.
+    """
+    extra: dict[str, Any] = {name: b""}
+    _load(find_model(name_or_path), extra)
+    attached: bytes = extra[name]
+    return attached

@@ -6,8 +6,8 @@ import numpy as np
 import openmm
 from openmm import app, unit
 
+from openmm_se3.checks import in_nanometers
 from openmm_se3.errors import UnsupportedSystemError
-from openmm_se3.structures import in_nanometers
 
 
 def keep_molecules_whole(topology: app.Topology, system: openmm.System) -> openmm.HarmonicBondForce:

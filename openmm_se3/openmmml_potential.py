@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 
 #: Arguments of `SE3Potential` that one call may choose.
 _OF_POTENTIAL = ("forces", "device", "precision", "max_neighbors", "cuda_graphs", "inner_steps")
+#: Forces whose interactions openmm-ml has no way to leave out between the model's own atoms.
+_CANNOT_LEAVE_OUT = (
+    "AmoebaMultipoleForce",
+    "AmoebaVdwForce",
+    "CustomHbondForce",
+    "CustomManyParticleForce",
+    "GayBerneForce",
+    "HippoNonbondedForce",
+)
 #: What else is heeded here or by openmm-ml's embedding.
 _OF_CALL = ("forceGroup", "scaleParameter", "batch", "charge", "multiplicity", "linkAtomDistances")
 
@@ -59,7 +68,7 @@ class SE3PotentialImpl(MLPotentialImpl):
         ValueError
             If it holds another option than the potential that was given has, or ``hydrogenMass``.
         """
-        from openmm_se3.force import check_neutral
+        from openmm_se3.checks import check_neutral
 
         check_neutral(args.get("charge"), args.get("multiplicity"))
         if args.get("hydrogenMass") is not None:
@@ -126,7 +135,8 @@ class SE3PotentialImpl(MLPotentialImpl):
         Raises
         ------
         UnsupportedSystemError
-            If `atoms` holds virtual sites, which have no element, Drude particles hang on them, or topology and System disagree.
+            If `atoms` holds virtual sites, which have no element, or Drude particles hang on them; if a polarisable or another classical force
+            would go on to act between them, or an implicit solvent has no place for the caps of cut bonds; or if topology and System disagree.
         ValueError
             If the potential has ``inner_steps``, with which its forces would have to be alone at the inner steps, or multiple time steps and a
             `forceGroup` other than 0, which the classical forces are in.
@@ -160,6 +170,7 @@ class SE3PotentialImpl(MLPotentialImpl):
         if set(sites) & set(atoms):
             raise UnsupportedSystemError(f"atoms {sorted(set(sites) & set(atoms))[:5]} have no element (virtual sites); leave them out of atoms")
         _refuse_drude_particles(system, set(atoms))
+        _refuse_what_cannot_be_left_out(system, set(atoms))
         if interpolate:
             _warn_of_bonds_without_strength(system, set(atoms))
             self._interpolated, self._classical = [], system
@@ -169,6 +180,8 @@ class SE3PotentialImpl(MLPotentialImpl):
             members = [*atoms, *sorted(self._sites)]
             made = MechanicalEmbedding().createMixedSystem(self, complete, system, members, forceGroup, interpolate, returnInfo=returnInfo, **args)
             mixed = made["system"] if isinstance(made, dict) else made
+            if mixed.getNumParticles() > system.getNumParticles():
+                _refuse_caps_in_implicit_solvent(mixed)
             for force in self._interpolated or []:
                 mixed.addForce(force)
             if isinstance(made, dict):
@@ -209,6 +222,31 @@ def _refuse_drude_particles(system: openmm.System, atoms: set[int]) -> None:
                     f"atoms {sorted(parents & atoms)[:5]} have Drude particles, which would go on to polarise each other classically beside the "
                     "model; take a force field without them for these atoms"
                 )
+
+
+def _refuse_what_cannot_be_left_out(system: openmm.System, atoms: set[int]) -> None:
+    """Energies of the model's own atoms would be counted twice, by the model and by the force field."""
+    from openmm_se3.errors import UnsupportedSystemError
+
+    kept = sorted({type(force).__name__ for force in system.getForces()} & set(_CANNOT_LEAVE_OUT))
+    if kept and len(atoms) > 1:
+        raise UnsupportedSystemError(
+            f"{', '.join(kept)} would go on to act between the atoms of the model, besides the model; take a force field of NonbondedForce and "
+            "CustomNonbondedForce, such as amber14, for the rest"
+        )
+
+
+def _refuse_caps_in_implicit_solvent(mixed: openmm.System) -> None:
+    """OpenMM wants every particle in these forces, and openmm-ml does not add the caps to them."""
+    import openmm
+
+    from openmm_se3.errors import UnsupportedSystemError
+
+    if any(isinstance(force, (openmm.CustomGBForce, openmm.GBSAOBCForce)) for force in mixed.getForces()):
+        raise UnsupportedSystemError(
+            "atoms ends at bonds, which hydrogens cap, and the implicit solvent of the System has no parameters for those; choose atoms that cut "
+            "no bond, or take explicit solvent or none"
+        )
 
 
 def _warn_of_bonds_without_strength(system: openmm.System, atoms: set[int]) -> None:

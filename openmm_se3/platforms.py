@@ -17,8 +17,25 @@ def platform_names() -> list[str]:
     return [openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())]
 
 
+def has_gpu() -> bool:
+    """Whether torch sees a GPU and OpenMM has its platform for it."""
+    import torch  # here, since `openmm_se3.doctor` looks at platforms where torch may be broken
+
+    return torch.cuda.is_available() and "CUDA" in platform_names()
+
+
 def choose_platform(name: str) -> openmm.Platform:
-    """Platform by name; ``auto`` takes CUDA if there is one, else Reference.
+    """Platform by name.
+
+    Parameters
+    ----------
+    name : str
+        As OpenMM calls it; ``auto`` takes CUDA if OpenMM has it and torch sees the GPU, else Reference, whose overhead is the smallest on a CPU.
+
+    Returns
+    -------
+    openmm.Platform
+        Of that name.
 
     Raises
     ------
@@ -27,7 +44,7 @@ def choose_platform(name: str) -> openmm.Platform:
     """
     names = platform_names()
     if name == "auto":
-        name = "CUDA" if "CUDA" in names else "Reference"
+        name = "CUDA" if has_gpu() else "Reference"
     if name not in names:
         raise SimulationError(f"OpenMM has no platform {name!r} here; it has {', '.join(names)}")
     return openmm.Platform.getPlatformByName(name)
@@ -40,7 +57,7 @@ def torch_threads(n_atoms: int) -> Iterator[None]:
     One up to `ONE_THREAD_UP_TO` atoms, above it what torch takes by itself, the number of cores. The environment variable
     ``OMP_NUM_THREADS`` is obeyed, whatever the size.
     """
-    import torch  # here, since `openmm_se3.doctor` looks at platforms where torch may be broken
+    import torch
 
     before = torch.get_num_threads()
     if n_atoms <= ONE_THREAD_UP_TO and "OMP_NUM_THREADS" not in os.environ:

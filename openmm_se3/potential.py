@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ from openmm import app, unit
 
 from openmm_se3.allocator import keep_freed_memory
 from openmm_se3.binding import FORCE_MODES, FORCES_OF_MODE, MULTIPLE_TIME_STEPS, modes_of
-from openmm_se3.force import check_box, create_forces, model_atoms, require_same_particles, warn_of_virtual_sites
+from openmm_se3.checks import check_box, in_nanometers
+from openmm_se3.force import atoms_of_forces, create_forces, model_atoms, require_same_particles, warn_of_virtual_sites
 from openmm_se3.integrators import may_be_inner_steps
 from openmm_se3.masses import repartition_hydrogen_mass
 from openmm_se3.model_file import ModelMetadata, load_model, module_from_bytes, module_to_bytes
 from openmm_se3.replicas import check_batch
-from openmm_se3.structures import in_nanometers
 
 #: Name that openmm-ml gives to the parameter between force field and model.
 INTERPOLATION_PARAMETER = "lambda_interpolate"
@@ -33,6 +34,25 @@ def _warn_of_another_box(box: unit.Quantity, system: openmm.System) -> None:
             f"the topology's periodic box has a diagonal of {np.diag(edges).round(4).tolist()} nm, the System's default box, with which a Context "
             f"starts, one of {np.diag(default).round(4).tolist()} nm; call system.setDefaultPeriodicBoxVectors(*topology.getPeriodicBoxVectors()), "
             "or set the box in the Context",
+            stacklevel=4,
+        )
+
+
+def _warn_of_forces_without_box(system: openmm.System) -> None:
+    nonbonded = (openmm.NonbondedForce, openmm.CustomNonbondedForce)
+    if not system.usesPeriodicBoundaryConditions() and any(isinstance(force, nonbonded) for force in system.getForces()):
+        warnings.warn(
+            "the topology has a periodic box, which the model takes, but the System's own nonbonded forces are not periodic; make the System with "
+            "a nonbondedMethod such as PME, or call topology.setPeriodicBoxVectors(None)",
+            stacklevel=4,
+        )
+
+
+def _warn_of_atoms_counted_twice(atoms: Sequence[int], system: openmm.System) -> None:
+    twice = sorted(atoms_of_forces(system) & set(atoms))
+    if twice:
+        warnings.warn(
+            f"the System has a force of a model for atoms {twice[:5]} already, and this one is added to it; make a new System, unless that is meant",
             stacklevel=4,
         )
 
@@ -100,6 +120,12 @@ class SE3Potential:
         For an unknown `forces`, `device` or `precision`, a `max_neighbors` below 1, `inner_steps` neither 1 nor even, ``"mts-fast"`` of a model
         without a fast network, or forces that a model was not trained for.
 
+    Notes
+    -----
+    It tells the C library, where that is glibc and for the whole process, to keep up to 512 MB of freed memory for the next step instead of giving it
+    back to the system (`openmm_se3.allocator`). Any of the environment variables ``MALLOC_TRIM_THRESHOLD_``, ``MALLOC_MMAP_THRESHOLD_``,
+    ``MALLOC_MMAP_MAX_`` and ``GLIBC_TUNABLES`` prevents that.
+
     Examples
     --------
     >>> potential = SE3Potential("se3-ani1x")  # doctest: +SKIP
@@ -124,16 +150,18 @@ class SE3Potential:
             kind = None if device is None else torch.device(device).type
         except RuntimeError as error:
             raise ValueError(f"device must be None or a torch device such as 'cpu' or 'cuda', got {device!r} ({error})") from None
+        if kind not in (None, "cpu", "cuda"):
+            raise ValueError(f"device must be None, 'cpu' or 'cuda', got {device!r}: the model was not made for other devices")
         if kind == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device {device!r} was asked for, but torch {torch.__version__} sees no GPU; use device='cpu' or mend the installation")
-        if max_neighbors is not None and max_neighbors < 1:
-            raise ValueError(f"max_neighbors must be at least 1, or None for any number, got {max_neighbors}")
+        if max_neighbors is not None and not (isinstance(max_neighbors, Integral) and max_neighbors >= 1):
+            raise ValueError(f"max_neighbors must be a whole number of at least 1, or None for any number, got {max_neighbors}")
         if inner_steps is not None and not may_be_inner_steps(inner_steps):
             raise ValueError(f"inner_steps must be 1 or even, as those of MultipleTimeStepIntegrator, or None, got {inner_steps}")
         self.forces = forces
         self.device = device
         self.precision = precision
-        self.max_neighbors = max_neighbors
+        self.max_neighbors: int | None = max_neighbors
         self.cuda_graphs = cuda_graphs
         self.inner_steps = inner_steps
         self.model = load_model(model)
@@ -194,7 +222,9 @@ class SE3Potential:
         Warns
         -----
         UserWarning
-            For multiple time steps of a System with virtual sites, which only GPU platforms integrate correctly.
+            For multiple time steps of a System with virtual sites, which only GPU platforms integrate correctly; for atoms that a force of this
+            package drives already, unless `scaleParameter` is given; and where the System's box is not that of the topology, or its nonbonded
+            forces have none.
         """
         if self.forces in MULTIPLE_TIME_STEPS:
             warn_of_virtual_sites(system)
@@ -230,8 +260,12 @@ class SE3Potential:
         periodic = box is not None or (whole.getNumParticles() > 0 and whole.usesPeriodicBoundaryConditions())
         if periodic:
             check_box(box if box is not None else whole.getDefaultPeriodicBoxVectors(), self.metadata)
-        if box is not None and whole.getNumParticles() > 0:
-            _warn_of_another_box(box, whole)
+        if whole.getNumParticles() > 0:
+            if box is not None:
+                _warn_of_another_box(box, whole)
+                _warn_of_forces_without_box(whole)
+            if scaleParameter is None:
+                _warn_of_atoms_counted_twice(indices, whole)
         return create_forces(
             model=self.model,
             metadata=self.metadata,
@@ -288,7 +322,7 @@ class SE3Potential:
         if box is not None:
             system.setDefaultPeriodicBoxVectors(*box)
         for atom in topology.atoms():
-            system.addParticle(atom.element.mass if atom.element is not None else 0 * unit.dalton)
+            system.addParticle(atom.element.mass)
         if hydrogenMass is not None:
             repartition_hydrogen_mass(topology, system, hydrogenMass)
         self.addForces(topology, system, forceGroup=forceGroup, scaleParameter=scaleParameter, batch=batch)

@@ -8,8 +8,8 @@ import torch
 from openmm import app, unit
 from torch import Tensor, nn
 
+from openmm_se3.checks import in_nanometers
 from openmm_se3.errors import UnsupportedSystemError
-from openmm_se3.structures import in_nanometers
 
 
 def replicate(topology: app.Topology, positions: Any, copies: int) -> tuple[app.Topology, np.ndarray, list[int]]:
@@ -209,7 +209,18 @@ class ApartWithFast(ApartWithReversePass):
 
 
 def keep_apart(model: torch.jit.ScriptModule, groups: Sequence[int], cutoff_nm: float) -> Apart:
-    """`Apart` of a model, with all that the model has; parameters as there."""
+    """`Apart` of a model, with all that the model has.
+
+    Parameters
+    ----------
+    model, groups, cutoff_nm
+        As of `Apart`.
+
+    Returns
+    -------
+    Apart
+        In evaluation mode.
+    """
     module: type[Apart] = Apart
     if hasattr(model, "fast"):
         module = ApartWithFast

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,19 +12,18 @@ import torch
 from openmm import app, unit
 
 from openmm_se3.binding import MULTIPLE_TIME_STEPS
+from openmm_se3.checks import check_box
 from openmm_se3.cuda_graphs import needs_width, width_for
 from openmm_se3.errors import SimulationError, UnsupportedSystemError
-from openmm_se3.force import check_box
 from openmm_se3.guard import DomainError
 from openmm_se3.integrators import MultipleTimeStepIntegrator
 from openmm_se3.model_file import ModelMetadata, read_metadata
 from openmm_se3.molecules import keep_molecules_whole, make_whole
-from openmm_se3.platforms import choose_platform, torch_threads
+from openmm_se3.platforms import choose_platform, has_gpu, torch_threads
 from openmm_se3.potential import SE3Potential
 from openmm_se3.simulation_files import (
     CHECKPOINT_FILE,
     FINAL_FILE,
-    LOCK_FILE,
     LOG_FILE,
     PLOT_FILE,
     STATE_FILE,
@@ -31,11 +31,14 @@ from openmm_se3.simulation_files import (
     absolute_model,
     alone,
     check_same_weights,
+    extend,
     frames_until,
     is_begun,
+    move_model,
     plot_log,
     portable_state,
     read_settings,
+    require_empty,
     restore,
     write_settings,
 )
@@ -45,7 +48,8 @@ from openmm_se3.structures import as_ase, check_coordinates, molecule_of_atoms, 
 #: Outer step beyond which ``"mts-fast"`` wants heavier hydrogens: vibrations of ordinary ones get fewer than six kicks in a period.
 LONGEST_STEP_FS = 1.5
 FORCE_TOLERANCE = 0.01  # eV/Angstrom, on each atom
-BAROSTAT_INTERVAL = 25  # steps between trial changes of the volume
+MOST_STEPS = 500  # of a minimisation
+MOST_BETWEEN_VOLUMES = 25  # steps between trial changes of the volume
 
 
 def suitable_forces(settings: SimulationSettings, topology: app.Topology, positions: np.ndarray) -> str:
@@ -64,6 +68,16 @@ def suitable_forces(settings: SimulationSettings, topology: app.Topology, positi
     positions : ndarray
         ``(n_atoms, 3)`` nm, from which the molecules are told.
 
+    Returns
+    -------
+    str
+        One of the force modes.
+
+    Raises
+    ------
+    ModelFileError
+        If the model cannot be opened.
+
     Warns
     -----
     UserWarning
@@ -81,7 +95,7 @@ def suitable_forces(settings: SimulationSettings, topology: app.Topology, positi
     return "conservative"
 
 
-def minimize(topology: app.Topology, positions: np.ndarray, settings: SimulationSettings, max_iterations: int = 500) -> np.ndarray:
+def minimize(topology: app.Topology, positions: np.ndarray, settings: SimulationSettings) -> np.ndarray:
     """Minimise with the forces that will drive the dynamics (the sum of both, conservative, for ``mts``), until none exceeds `FORCE_TOLERANCE`.
 
     ASE's LBFGS goes by forces alone, so direct forces, which are no exact gradient, do not confuse a line search; and it moves no
@@ -95,13 +109,11 @@ def minimize(topology: app.Topology, positions: np.ndarray, settings: Simulation
         ``(n_atoms, 3)`` nm.
     settings : SimulationSettings
         Model, force mode and platform.
-    max_iterations : int
-        Most steps; what was reached by then is returned.
 
     Returns
     -------
     ndarray
-        ``(n_atoms, 3)`` nm.
+        ``(n_atoms, 3)`` nm: what was reached within `MOST_STEPS` steps.
     """
     from ase import units
     from ase.optimize import LBFGS
@@ -109,10 +121,10 @@ def minimize(topology: app.Topology, positions: np.ndarray, settings: Simulation
     from openmm_se3.calculator import SE3Calculator
 
     atoms = as_ase(topology, positions)
-    device = "cuda" if choose_platform(settings.platform).getName() == "CUDA" else "cpu"
+    device = "cuda" if choose_platform(settings.platform).getName() == "CUDA" and has_gpu() else "cpu"
     forces = "conservative" if settings.forces in MULTIPLE_TIME_STEPS else settings.forces
     atoms.calc = SE3Calculator(settings.model, forces=forces, precision=settings.precision, device=device)
-    LBFGS(atoms, maxstep=0.05, logfile=None).run(fmax=FORCE_TOLERANCE, steps=max_iterations)
+    LBFGS(atoms, maxstep=0.05, logfile=None).run(fmax=FORCE_TOLERANCE, steps=MOST_STEPS)
     return np.array(atoms.positions * (units.Ang / units.nm))
 
 
@@ -132,11 +144,21 @@ def _integrator(settings: SimulationSettings) -> openmm.Integrator:
     return integrator
 
 
+def _barostat_interval(report_every: int) -> int:
+    """Steps between trial changes of the volume, which fall on those where the state is saved if possible.
+
+    A Context counts them from its start and no checkpoint keeps that count, so elsewhere a resumed run would make them at other steps.
+    """
+    divisors = [n for n in range(5, MOST_BETWEEN_VOLUMES + 1) if report_every % n == 0]
+    return max(divisors, default=MOST_BETWEEN_VOLUMES)
+
+
 def _add_barostat(system: openmm.System, topology: app.Topology, settings: SimulationSettings) -> None:
     if topology.getPeriodicBoxVectors() is None:
         raise UnsupportedSystemError(f"{settings.structure} has no periodic box, so there is no pressure to keep; give one with --box")
     keep_molecules_whole(topology, system)
-    barostat = openmm.MonteCarloBarostat(settings.pressure_bar * unit.bar, settings.temperature * unit.kelvin, BAROSTAT_INTERVAL)
+    interval = _barostat_interval(settings.report_every)
+    barostat = openmm.MonteCarloBarostat(settings.pressure_bar * unit.bar, settings.temperature * unit.kelvin, interval)
     barostat.setRandomNumberSeed(settings.seed)
     system.addForce(barostat)
 
@@ -176,6 +198,8 @@ def simulate(
     output: Path,
     resume: bool = False,
     progress: Callable[[int, int, float, float, float], None] | None = None,
+    steps: int | None = None,
+    model: str | None = None,
 ) -> Path:
     """Run, or continue, a simulation.
 
@@ -190,6 +214,10 @@ def simulate(
         Continue the run in `output` from its checkpoint.
     progress : callable, optional
         Called with the step, all steps, the simulated time (ps), the temperature (K) and the potential energy (kJ/mol).
+    steps : int, optional
+        With `resume`: so many in all, to make the run longer.
+    model : str, optional
+        With `resume`: the model's file where it is now, if it was moved.
 
     Returns
     -------
@@ -201,48 +229,66 @@ def simulate(
     FileExistsError
         If `output` holds a run and `resume` is False.
     SimulationError
-        If there is nothing to resume, or only with another model than the run began with, or another process runs in `output`, or the dynamics fail.
+        If there is nothing to resume, or only with another model than the run began with, or another process runs in `output`, or the dynamics fail;
+        or if OpenMM has no such platform.
+    ValueError
+        If `settings` is None without `resume`, or `steps` or `model` are given without it; for forces that the model was not trained for.
     UnsupportedSystemError, ModelFileError
         For structures and models that cannot be used.
+    ImportError
+        If neither TorchForce nor PythonForce can be used.
+    OSError
+        If `output` cannot be written.
 
     Warns
     -----
     UserWarning
         If a molecule looks like an ion or radical, or lacks hydrogens, `openmm_se3.structures.unlikely_molecules`; if the file holds several
-        structures; if a run is resumed without its checkpoint, which is of another machine.
+        structures; if a run is resumed without its checkpoint, or that is of another machine; if ``energy_temperature.png`` cannot be drawn.
     """
-    if resume:
-        settings = read_settings(output)
-        # A run that was killed before its first checkpoint begins anew.
-        resume = is_begun(output)
-    elif output.exists() and any(path.name != LOCK_FILE for path in output.iterdir()):
-        raise FileExistsError(f"{output} is not empty; choose another output directory, or continue the run in it with --resume")
-    if settings is None:
-        raise ValueError("a new run needs settings")
-
-    # A resumed run reads its own copy of the structure, so that the original may be moved or edited meanwhile.
-    topology, positions = read_structure(output / "topology.pdb") if resume else read_structure(Path(settings.structure), settings.box_nm)
-    check_coordinates(topology, positions)
-    if settings.forces == "auto":
-        settings = replace(settings, forces=suitable_forces(settings, topology, positions))
-    with torch_threads(topology.getNumAtoms()):
-        _run(settings, output, resume, topology, positions, progress)
+    with ExitStack() as stack:
+        if resume:
+            read_settings(output)  # before a directory is made for the lock: where there is no run, none should be
+            stack.enter_context(alone(output))
+            if model is not None:
+                move_model(output, model)
+            if steps is not None:
+                extend(output, steps)
+            settings = read_settings(output)
+            # A run that was killed before its first checkpoint begins anew.
+            begun = is_begun(output)
+        else:
+            if settings is None or steps is not None or model is not None:
+                raise ValueError("a new run needs settings, which tell its steps and its model; steps and model are for resume=True")
+            require_empty(output)
+            begun = False
+        # A resumed run reads its own copy of the structure, so that the original may be moved or edited meanwhile.
+        topology, positions = read_structure(output / "topology.pdb") if begun else read_structure(Path(settings.structure), settings.box_nm)
+        if begun and (output / STATE_FILE).exists() and topology.getPeriodicBoxVectors() is not None:
+            topology.setPeriodicBoxVectors(portable_state(output).getPeriodicBoxVectors())  # a PDB file rounds them
+        check_coordinates(topology, positions)
+        if settings.forces == "auto":
+            settings = replace(settings, forces=suitable_forces(settings, topology, positions))
+        stack.enter_context(torch_threads(topology.getNumAtoms()))
+        simulation, positions, potential, width = _prepare(settings, output, begun, topology, positions)
+        if not resume:
+            # Not sooner, since what is refused should leave no directory; and before minimising: a place that cannot be written costs no time.
+            stack.enter_context(alone(output))
+            require_empty(output)  # another process may have been here meanwhile
+        _simulate(settings, output, begun, simulation, positions, potential, width, progress)
     return output
 
 
-def _run(
-    settings: SimulationSettings,
-    output: Path,
-    resume: bool,
-    topology: app.Topology,
-    positions: np.ndarray,
-    progress: Callable[[int, int, float, float, float], None] | None,
-) -> None:
+def _prepare(
+    settings: SimulationSettings, output: Path, resume: bool, topology: app.Topology, positions: np.ndarray
+) -> tuple[app.Simulation, np.ndarray, SE3Potential, int | None]:
+    """Simulation, positions (nm) to start from, model, and the width of its neighbour matrix."""
     platform = choose_platform(settings.platform)
     potential = SE3Potential(settings.model, forces=settings.forces, precision=settings.precision, inner_steps=settings.inner_steps)
     if resume:
         check_same_weights(output, settings.model, potential.metadata.weights_sha256)
-    width = potential.max_neighbors = _width(potential.model, platform.getName(), topology, positions, output if resume else None)
+    width = _width(potential.model, platform.getName(), topology, positions, output if resume else None)
+    potential.max_neighbors = width
     _check_box_of(settings, topology, potential.metadata)
     # All motion of a lone atom is that of its centre.
     centred = settings.ensemble == "nvt" and topology.getNumAtoms() > 1
@@ -258,9 +304,7 @@ def _run(
             "--hydrogen-mass 3, or take fewer inner steps, or mts",
             stacklevel=2,
         )
-    simulation = app.Simulation(topology, system, _integrator(settings), platform)
-    with alone(output):  # before minimising: a place that cannot be written costs no time
-        _simulate(settings, output, resume, simulation, positions, potential, width, progress)
+    return app.Simulation(topology, system, _integrator(settings), platform), positions, potential, width
 
 
 def _simulate(

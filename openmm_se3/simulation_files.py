@@ -1,11 +1,10 @@
 """What a simulation leaves in its directory, and how it goes on from there: settings, trajectory, log, picture, checkpoint."""
 
-import csv
 import json
 import os
 import struct
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -32,6 +31,7 @@ FINAL_FILE = "final.pdb"
 LOCK_FILE = ".lock"
 #: Deviation of the mean temperature from the thermostat's that a user is told of, where it is beyond doubt.
 TEMPERATURE_TOLERANCE = 0.1
+_PARTIAL = "partial-"  # what is written goes by this name until it is complete
 _WEIGHTS = "weights_sha256"  # of the model, beside the settings in their file
 _CSV_HEADER = ("step", "time_ps", "potential_kj_per_mol", "kinetic_kj_per_mol", "total_kj_per_mol", "temperature_k")
 _CSV_PERIODIC = ("volume_nm3", "density_g_per_ml")
@@ -39,9 +39,21 @@ _CSV_PERIODIC = ("volume_nm3", "density_g_per_ml")
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
     """Write beside `path`, then rename, so that a kill leaves the old file or the new one."""
-    partial = path.with_name("partial-" + path.name)
+    partial = path.with_name(_PARTIAL + path.name)
     write(partial)
     os.replace(partial, path)
+
+
+def require_empty(output: Path) -> None:
+    """Refuse a directory that holds anything but a lock, or what a process that was killed had not yet given its name.
+
+    Raises
+    ------
+    FileExistsError
+        If it does.
+    """
+    if output.exists() and any(path.name != LOCK_FILE and not path.name.startswith(_PARTIAL) for path in output.iterdir()):
+        raise FileExistsError(f"{output} is not empty; choose another output directory, or continue the run in it with --resume")
 
 
 @contextmanager
@@ -83,8 +95,8 @@ class SimulationFiles:
         step = self.settings.step_fs * unit.femtosecond
         if frames:
             truncate_dcd(trajectory, frames)
-        lines = [list(self.header), *(_rows(log)[:frames] if frames else [])]
-        _replace(log, lambda partial: partial.write_text("".join(",".join(line) + "\n" for line in lines)))
+        lines = [list(self.header), *(_rows(log)[1][:frames] if frames else [])]
+        _replace(log, lambda partial: partial.write_text("".join(map(_line, lines)), newline="\n"))
         self._file = open(trajectory, "r+b" if frames else "wb")  # noqa: SIM115 - lives as long as the run
         every = self.settings.report_every
         self._dcd = app.DCDFile(self._file, self.simulation.topology, step, every, every, append=bool(frames))
@@ -109,8 +121,8 @@ class SimulationFiles:
             volume = state.getPeriodicBoxVolume()
             density = self.mass * unit.dalton / volume
             values += [volume.value_in_unit(unit.nanometer**3), density.value_in_unit(unit.gram / unit.item / unit.milliliter)]
-        with open(self.directory / LOG_FILE, "a", newline="") as file:
-            csv.writer(file).writerow([self.simulation.currentStep, *(f"{v:.8g}" for v in values)])
+        with open(self.directory / LOG_FILE, "a", newline="\n") as file:
+            file.write(_line([str(self.simulation.currentStep), *(f"{v:.8g}" for v in values)]))
         _replace(self.directory / STATE_FILE, lambda p: p.write_text(openmm.XmlSerializer.serialize(state)))
         _replace(self.directory / CHECKPOINT_FILE, lambda p: p.write_bytes(context.createCheckpoint()))
 
@@ -123,11 +135,15 @@ class SimulationFiles:
         self._file.close()
 
 
-def _rows(log: Path) -> list[list[str]]:
-    """Lines of a log below its header, without one that a kill left incomplete."""
-    with open(log, newline="") as file:
-        lines = list(csv.reader(file))
-    return [line for line in lines[1:] if len(line) == len(lines[0])]
+def _line(values: Sequence[str]) -> str:
+    return ",".join(values) + "\n"
+
+
+def _rows(log: Path) -> tuple[list[str], list[list[str]]]:
+    """Header of a log, and the lines below it, without one that a kill or a full disk cut."""
+    lines = [line.rstrip("\n").split(",") for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    header, rows = (lines[0], lines[1:]) if lines else (list(_CSV_HEADER), [])
+    return header, [row for row in rows if len(row) == len(header)]
 
 
 def is_begun(output: Path) -> bool:
@@ -141,7 +157,7 @@ def is_begun(output: Path) -> bool:
     if (output / CHECKPOINT_FILE).exists() or (output / STATE_FILE).exists():
         return True
     log = output / LOG_FILE
-    if log.exists() and len(_rows(log)) > 1:
+    if log.exists() and len(_rows(log)[1]) > 1:
         raise SimulationError(
             f"{output} has a log of steps but neither {CHECKPOINT_FILE} nor {STATE_FILE}, from which to go on; put one back, or begin a new run "
             "elsewhere"
@@ -158,7 +174,7 @@ def frames_until(step: int, report_every: int, output: Path) -> int:
         If its log has fewer lines than there must be frames.
     """
     log = output / LOG_FILE
-    frames = sum(int(line[0]) <= step for line in _rows(log)) if log.exists() else 0
+    frames = sum(int(line[0]) <= step for line in _rows(log)[1]) if log.exists() else 0
     if frames < -(-step // report_every):
         raise SimulationError(f"{log} holds {frames} lines up to step {step} of the checkpoint; it was altered, and the run cannot be resumed")
     return frames
@@ -230,7 +246,7 @@ def check_same_weights(output: Path, model: str, weights_sha256: str) -> None:
 
 
 def move_model(output: Path, model: str) -> None:
-    """Let the run in a directory find its model's file where it is now.
+    """Let the run in a directory find its model's file where it is now; called under the lock of `alone`.
 
     Raises
     ------
@@ -250,7 +266,7 @@ def absolute_model(model: str) -> str:
 
 
 def extend(output: Path, steps: int) -> None:
-    """Let the run in a directory go on to so many steps in all when it is resumed.
+    """Let the run in a directory go on to so many steps in all when it is resumed; called under the lock of `alone`.
 
     Parameters
     ----------
@@ -307,11 +323,9 @@ def restore(simulation: app.Simulation, output: Path, seed: int) -> int:
 
 
 def read_log(path: Path) -> dict[str, np.ndarray]:
-    """Columns of a log as arrays."""
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    names = list(rows[0]) if rows else _CSV_HEADER
-    return {name: np.array([float(r[name]) for r in rows]) for name in names}
+    """Columns of a log as arrays, without a last line that was cut."""
+    header, rows = _rows(path)
+    return {name: np.array([float(row[k]) for row in rows]) for k, name in enumerate(header)}
 
 
 def temperature_deviation(output: Path) -> float | None:
@@ -335,10 +349,22 @@ def temperature_deviation(output: Path) -> float | None:
 
 
 def plot_log(log: Path, picture: Path) -> None:
-    """Draw energies and temperature over time; the density too, where it changes."""
+    """Draw energies and temperature over time; the density too, where it changes.
+
+    Warns
+    -----
+    UserWarning
+        If the picture cannot be drawn, which is no reason for a run to fail, nor to hide the one for which it does.
+    """
+    try:
+        _plot(read_log(log), picture)
+    except Exception as error:  # of a full disk, a log that was altered, a broken matplotlib
+        warnings.warn(f"{picture} could not be drawn ({type(error).__name__}: {error})", stacklevel=2)
+
+
+def _plot(columns: dict[str, np.ndarray], picture: Path) -> None:
     from matplotlib.figure import Figure
 
-    columns = read_log(log)
     if not len(columns["step"]):
         return
     density = columns.get("density_g_per_ml")

@@ -49,7 +49,7 @@ class SimulationSettings:
     minimize : bool
         Whether to minimise first, see `minimize`.
     platform : str
-        OpenMM platform; ``auto`` takes CUDA if there is one, else Reference, whose step overhead is the smallest on a CPU.
+        OpenMM platform; ``auto`` takes CUDA if torch too sees the GPU, else Reference, whose step overhead is the smallest on a CPU.
     seed : int
         Seed of velocities and thermostat, from 1 to 2^31 - 1: to OpenMM 0 means that it choose one.
     """

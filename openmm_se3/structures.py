@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from openmm import Vec3, app, unit
+from openmm.app.internal.pdbx.reader.PdbxReader import PdbxReader
 from openmm.app.internal.unitcell import reducePeriodicBoxVectors
 
+from openmm_se3 import molfile
+from openmm_se3.checks import check_neutral
 from openmm_se3.errors import UnsupportedSystemError
 
 if TYPE_CHECKING:
@@ -25,35 +28,8 @@ _FORMATS = {".sdf": "sdf", ".mol": "mol", ".xyz": "extxyz"}
 SUFFIXES = (".pdb", ".cif", *_FORMATS)
 #: Atoms are bonded up to this times the sum of their covalent radii; two hydrogens up to a length of their own (Angstrom), since theirs is too short.
 _BONDED, _BONDED_HYDROGENS = 1.15, 0.85
-#: Charges in the atoms' lines of SDF and MOL files.
-_CHARGE_OF_CODE = {1: 3, 2: 2, 3: 1, 5: -1, 6: -2, 7: -3}
-
-
-def in_nanometers(positions: Any, n_atoms: int) -> np.ndarray:
-    """Positions as users of OpenMM hold them, as an array of their own.
-
-    Parameters
-    ----------
-    positions : ndarray, sequence of openmm.Vec3, or openmm.unit.Quantity of either
-        ``(n_atoms, 3)``; nm if they have no unit.
-    n_atoms : int
-        How many there must be.
-
-    Returns
-    -------
-    ndarray
-        ``(n_atoms, 3)`` nm, float64.
-
-    Raises
-    ------
-    ValueError
-        If they have another shape.
-    """
-    x = positions.value_in_unit(unit.nanometer) if unit.is_quantity(positions) else positions
-    x = np.array([row.value_in_unit(unit.nanometer) if unit.is_quantity(row) else row for row in x], dtype=float)
-    if x.shape != (n_atoms, 3):
-        raise ValueError(f"positions must be ({n_atoms}, 3), three coordinates for each atom of the topology; got {x.shape}")
-    return x
+#: Distance (nm) below which two atoms count as one.
+COINCIDENT_NM = 0.03
 
 
 def read_structure(path: str | Path, box_nm: Sequence[float] | None = None) -> tuple[app.Topology, np.ndarray]:
@@ -78,8 +54,8 @@ def read_structure(path: str | Path, box_nm: Sequence[float] | None = None) -> t
     Raises
     ------
     UnsupportedSystemError
-        If the file is missing, of another format, unreadable or without atoms, or states a charge or a spin (extended xyz) or charges that do not
-        sum to zero (SDF and MOL).
+        If the file is missing, of another format, unreadable or without atoms, or states a charge or a spin (extended xyz), radicals (SDF and MOL),
+        or formal charges that do not sum to zero (PDB, mmCIF, SDF and MOL).
 
     Warns
     -----
@@ -100,14 +76,18 @@ def read_structure(path: str | Path, box_nm: Sequence[float] | None = None) -> t
                 if suffix == ".pdb":
                     file = app.PDBFile(StringIO(_with_distinct_names(lines)))
                 else:
-                    file = app.PDBxFile(StringIO(_without_unknown_cell(lines.read())))
+                    text = lines.read()
+                    file = app.PDBxFile(StringIO(_without_unknown_cell(text)))
+                    charge = _formal_charge_of_mmcif(text)
             count = file.getNumFrames()
             topology, positions = file.topology, np.array(file.getPositions(asNumpy=True).value_in_unit(unit.nanometer))
+            if suffix == ".pdb":
+                charge = sum(getattr(atom, "formalCharge", None) or 0 for atom in topology.atoms())  # older OpenMM has none
             box = topology.getPeriodicBoxVectors()
             if box is not None and np.allclose(np.diag(box.value_in_unit(unit.angstrom)), 1.0):
                 topology.setPeriodicBoxVectors(None)
         else:
-            text = path.read_text()
+            text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte-order mark
             topology, positions, charge, multiplicity = _read_with_ase(text, suffix, box_nm)
             count = _structures_in(text, suffix)
     except Exception as error:  # the parsers raise whatever they met
@@ -120,8 +100,6 @@ def read_structure(path: str | Path, box_nm: Sequence[float] | None = None) -> t
     if topology.getNumAtoms() == 0:
         raise UnsupportedSystemError(f"{path}: holds no atoms")
     if charge is not None or multiplicity is not None:
-        from openmm_se3.force import check_neutral  # which imports this module
-
         try:
             check_neutral(charge, multiplicity)
         except UnsupportedSystemError as error:
@@ -139,6 +117,20 @@ def _without_unknown_cell(text: str) -> str:
     return re.sub(r"(?m)^_cell\..*\n?", "", text) if re.search(r"(?m)^_cell\.length_[abc]\s+[?.]\s*$", text) else text
 
 
+def _formal_charge_of_mmcif(text: str) -> int:
+    """Sum of ``_atom_site.pdbx_formal_charge`` of the first model, which OpenMM's reader leaves out."""
+    blocks: list[Any] = []
+    PdbxReader(StringIO(text)).read(blocks)
+    sites = blocks[0].getObj("atom_site")
+    names = sites.getAttributeList()
+    if "pdbx_formal_charge" not in names:
+        return 0
+    column = names.index("pdbx_formal_charge")
+    model = names.index("pdbx_PDB_model_num") if "pdbx_PDB_model_num" in names else None
+    rows = [sites.getFullRow(k) for k in range(sites.getRowCount())]
+    return sum(int(row[column]) for row in rows if row[column] not in ("?", ".") and (model is None or row[model] == rows[0][model]))
+
+
 def _structures_in(text: str, suffix: str) -> int:
     """How many structures the text of an xyz, SDF or MOL file holds."""
     if suffix != ".xyz":
@@ -148,20 +140,6 @@ def _structures_in(text: str, suffix: str) -> int:
         here += int(lines[here]) + 2
         count += 1
     return count
-
-
-def _formal_charge(text: str) -> int:
-    """Sum of the charges that the first structure of an SDF or MOL file states.
-
-    In lines ``M  CHG`` of their number, then atoms and charges; in files that have neither these nor ``M  RAD``, as a code in the line of each atom.
-    """
-    structure = text.partition("M  END")[0]
-    stated = re.findall(r"(?m)^M  (CHG|RAD)(.*)", structure)
-    if stated:
-        return sum(int(charge) for kind, line in stated if kind == "CHG" for charge in line.split()[2::2])
-    lines = structure.splitlines()
-    atoms = lines[4 : 4 + int(lines[3][:3])]
-    return sum(_CHARGE_OF_CODE.get(int(line[36:39].strip() or 0), 0) for line in atoms)
 
 
 def _with_distinct_names(lines: Iterable[str]) -> str:
@@ -239,7 +217,7 @@ def _read_with_ase(text: str, suffix: str, box_nm: Sequence[float] | None) -> tu
     if box_nm is not None:  # before bonds are looked for, which may cross the faces
         atoms.pbc = len(box_nm) > 0
         atoms.set_cell(np.array(box_nm) * (units.nm / units.Ang) if len(box_nm) else None)
-    topology = topology_of(atoms)
+    topology = topology_of(atoms, molfile.bonds(text) if suffix != ".xyz" else None)
     positions = atoms.positions
     if atoms.pbc.all():
         box, rotation = reduced_cell(atoms)
@@ -248,9 +226,10 @@ def _read_with_ase(text: str, suffix: str, box_nm: Sequence[float] | None) -> tu
     elif atoms.pbc.any():
         raise ValueError(f"pbc is {atoms.pbc.tolist()}; all directions must be periodic, or none")
     # A mere word of a comment line is True to ASE.
-    stated = {name: value for name, value in atoms.info.items() if isinstance(value, Real) and not isinstance(value, bool)}
-    charge = stated.get("charge") if suffix == ".xyz" else _formal_charge(text)
-    return topology, positions * (units.Ang / units.nm), charge, stated.get("multiplicity")
+    stated: dict[str, Any] = {name: value for name, value in atoms.info.items() if isinstance(value, Real) and not isinstance(value, bool)}
+    if suffix != ".xyz":
+        stated = {"charge": molfile.formal_charge(text), "multiplicity": molfile.multiplicity(text)}
+    return topology, positions * (units.Ang / units.nm), stated.get("charge"), stated.get("multiplicity")
 
 
 def reduced_cell(atoms: "Atoms") -> tuple[np.ndarray, np.ndarray]:
@@ -297,15 +276,20 @@ def _reduced(rows_of_cell: tuple[tuple[float, ...], ...]) -> tuple[np.ndarray, n
     return forms[0 if room[0] > max(room) - 1e-6 else int(np.argmax(room))]
 
 
-def _bonds_and_molecules(atoms: "Atoms") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Both atoms of each bond, in both orders, and the index of each atom's molecule; none are bonded if a coordinate is not finite."""
+def _bonds_and_molecules(atoms: "Atoms", bonds: Sequence[tuple[int, int]] | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Both atoms of each bond, in both orders, and the index of each atom's molecule.
+
+    Bonds by distance, where none are given; none are bonded if a coordinate is not finite.
+    """
     from ase.data import atomic_numbers, covalent_radii
     from ase.neighborlist import neighbor_list
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     first = second = np.zeros(0, dtype=int)
-    if np.isfinite(atoms.positions).all():
+    if bonds:
+        first, second = np.concatenate([bonds, np.fliplr(bonds)]).T
+    elif np.isfinite(atoms.positions).all():
         radius = {symbol: covalent_radii[atomic_numbers[symbol]] for symbol in set(atoms.symbols)}
         cutoffs = {(a, b): _BONDED * (radius[a] + radius[b]) for a in radius for b in radius}
         if "H" in radius:
@@ -315,22 +299,24 @@ def _bonds_and_molecules(atoms: "Atoms") -> tuple[np.ndarray, np.ndarray, np.nda
     return first, second, molecule
 
 
-def topology_of(atoms: "Atoms") -> app.Topology:
-    """Topology of a structure of ASE without its box, with bonds by distance and a residue for each molecule that they make.
+def topology_of(atoms: "Atoms", bonds: Sequence[tuple[int, int]] | None = None) -> app.Topology:
+    """Topology of a structure of ASE without its box, with bonds and a residue for each molecule that they make.
 
     The model needs neither, but viewers of trajectories and ``hydrogenMass`` do. Where atoms of different molecules are mixed, there is one residue.
 
     Parameters
     ----------
     atoms : ase.Atoms
-        Bonds may cross the faces of its cell where that is periodic. With coordinates that are not finite there are none.
+        Bonds may cross the faces of its cell where that is periodic.
+    bonds : sequence of tuple of int, optional
+        Pairs of atoms; by default, or where there are none, by distance, if all coordinates are finite.
 
     Returns
     -------
     openmm.app.Topology
         Atoms in the same order.
     """
-    first, second, molecule = _bonds_and_molecules(atoms)
+    first, second, molecule = _bonds_and_molecules(atoms, bonds)
     if (np.diff(molecule) < 0).any():  # they are numbered by their first atoms
         molecule[:] = 0
     topology = app.Topology()
@@ -457,7 +443,7 @@ def close_pairs(positions: np.ndarray, box: np.ndarray | None, closest_nm: float
     return np.stack([first[kept], second[kept]], axis=1), distance[kept] / 10
 
 
-def check_coordinates(topology: app.Topology, positions: np.ndarray, closest_nm: float = 0.03) -> None:
+def check_coordinates(topology: app.Topology, positions: np.ndarray) -> None:
     """Refuse coordinates that no dynamics can start from.
 
     Parameters
@@ -466,23 +452,25 @@ def check_coordinates(topology: app.Topology, positions: np.ndarray, closest_nm:
         Elements, for the message, and box.
     positions : ndarray
         ``(n_atoms, 3)`` nm.
-    closest_nm : float
-        Distance below which two atoms count as coincident, images in the box among them.
 
     Raises
     ------
     UnsupportedSystemError
-        Naming the atoms.
+        If they are not finite, or atoms coincide, images in the box among them; it names the atoms.
     """
     bad = np.flatnonzero(~np.isfinite(positions).all(1))
     if len(bad):
         raise UnsupportedSystemError(f"atoms {bad[:5].tolist()} have coordinates that are not finite")
     vectors = topology.getPeriodicBoxVectors()
-    pairs, distances = close_pairs(positions, None if vectors is None else np.array(vectors.value_in_unit(unit.nanometer)), closest_nm)
+    pairs, distances = close_pairs(positions, None if vectors is None else np.array(vectors.value_in_unit(unit.nanometer)), COINCIDENT_NM)
     if len(pairs):
         (i, j), symbols = pairs[0].tolist(), symbols_of(topology)
-        images = " (the nearest of their periodic images)" if vectors is not None else ""
+        if vectors is not None and np.linalg.norm(positions[i] - positions[j]) > COINCIDENT_NM:
+            raise UnsupportedSystemError(
+                f"atoms {i} ({symbols[i]}) and {j} ({symbols[j]}) coincide across the faces of the periodic box, {distances[0] * 10:.3f} Angstrom "
+                "apart: the box is smaller than the structure, or the structure holds atoms of the neighbouring one; give the true box, or none"
+            )
         raise UnsupportedSystemError(
-            f"atoms {i} ({symbols[i]}) and {j} ({symbols[j]}) are {distances[0] * 10:.3f} Angstrom apart{images}, and {len(pairs)} pairs are closer "
-            f"than {closest_nm * 10:.1f}; remove duplicate atoms or alternate locations from the structure"
+            f"atoms {i} ({symbols[i]}) and {j} ({symbols[j]}) are {distances[0] * 10:.3f} Angstrom apart, and {len(pairs)} pairs are closer "
+            f"than {COINCIDENT_NM * 10:.1f}; remove duplicate atoms or alternate locations from the structure"
         )

@@ -15,7 +15,7 @@ import torch
 from openmm import unit
 from torch import Tensor
 
-from openmm_se3.binding import modes_of
+from openmm_se3.binding import MULTIPLE_TIME_STEPS, modes_of
 from openmm_se3.errors import ModelFileError
 from openmm_se3.force import create_forces
 from openmm_se3.model_file import ModelMetadata, load_model
@@ -78,20 +78,21 @@ def _structure(metadata: ModelMetadata) -> tuple[Tensor, Tensor]:
 
 def _openmm_forces(
     model: torch.jit.ScriptModule, metadata: ModelMetadata, x: Tensor, z: Tensor, platform: str, mode: str, box: Tensor | None = None
-) -> tuple[float, Tensor]:
-    """Energy and forces of the same structure through a TorchForce."""
+) -> tuple[Tensor, str]:
+    """Forces of the same structure inside OpenMM, and the kind of Force that it went through."""
     system = openmm.System()
     for _ in range(len(z)):
         system.addParticle(1.0)
     if box is not None:
         system.setDefaultPeriodicBoxVectors(*[openmm.Vec3(*row) for row in box.tolist()])
-    for force in create_forces(model, metadata, z.tolist(), range(len(z)), len(z), box is not None, mode, 0):
+    made = create_forces(model, metadata, z.tolist(), range(len(z)), len(z), box is not None, mode, 0)
+    for force in made:
         system.addForce(force)
     context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName(platform))
     context.setPositions(x.numpy())
-    state = context.getState(getEnergy=True, getForces=True)
+    state = context.getState(getForces=True)
     forces = state.getForces(asNumpy=True).value_in_unit(unit.kilojoule_per_mole / unit.nanometer)
-    return state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole), torch.tensor(np.array(forces))
+    return torch.tensor(np.array(forces)), type(made[0]).__name__
 
 
 def _conservative(model: torch.jit.ScriptModule, x: Tensor, z: Tensor, box: Tensor | None) -> Tensor:
@@ -107,7 +108,8 @@ def validate_model(name_or_path: str | Path, with_openmm: bool = True) -> list[C
     name_or_path : str or Path
         Name of a released model, or path.
     with_openmm : bool
-        Also compare with `TorchForce` on the Reference and CPU platforms (and CUDA where it exists).
+        Also compare with what OpenMM computes, through TorchForce or, where that cannot be used, PythonForce, on the Reference and CPU platforms
+        (and CUDA where it exists).
 
     Returns
     -------
@@ -143,15 +145,7 @@ def validate_model(name_or_path: str | Path, with_openmm: bool = True) -> list[C
         if metadata.n_members > 1:
             _check_deviations(model, x64, z, EQUIVARIANCE_LIMIT[dtype], add)
         if with_openmm:
-            names = platform_names()
-            for platform in (p for p in ("Reference", "CPU", "CUDA") if p in names):
-                for mode in modes_of(model):
-                    # OpenMM hands over float64 positions on the CPU, so compare with the same.
-                    expected = model(x64, z)[1] if mode == "direct" else _conservative(model, x64, z, None)
-                    _, got = _openmm_forces(model, metadata, x64, z, platform, mode)
-                    # On a GPU in single precision positions themselves carry float32's resolution.
-                    limit = AGREEMENT_LIMIT[dtype] if platform != "CUDA" else 0.1
-                    add(f"OpenMM {platform} = torch, {mode} forces, kJ/mol/nm", float((got - expected).abs().max()), limit)
+            _check_openmm(model, metadata, x64, z, box, AGREEMENT_LIMIT[dtype], add)
     model.to(torch.float32)
     return checks
 
@@ -265,6 +259,22 @@ def _check_fast(model: torch.jit.ScriptModule, x: Tensor, z: Tensor, box: Tensor
         direction = torch.tensor(rng.normal(size=tuple(x.shape)))
         slope = (model.fast(x + step * direction, z)[0] - model.fast(x - step * direction, z)[0]) / (2 * step)
         add("fast forces = -dE/dx by finite differences, relative", _relative(slope + (forces * direction).sum(), forces), 1e-6)
+
+
+def _check_openmm(model: torch.jit.ScriptModule, metadata: ModelMetadata, x: Tensor, z: Tensor, box: Tensor, limit: float, add: _Add) -> None:
+    """The forces inside OpenMM on each platform: without a box, and in one with the atoms scattered over its images."""
+    scattered = x + torch.tensor(np.random.default_rng(19).integers(-1, 2, size=tuple(x.shape)), dtype=x.dtype) @ box
+    names, modes = platform_names(), modes_of(model)
+    cases: list[tuple[str, str, Tensor, Tensor | None]] = [(mode, "", x, None) for mode in modes]
+    cases += [(mode, " in a box", scattered, box) for mode in modes if mode not in MULTIPLE_TIME_STEPS]
+    for platform in (p for p in ("Reference", "CPU", "CUDA") if p in names):
+        for mode, where, positions, cell in cases:
+            # OpenMM hands over float64 positions on the CPU, so compare with the same.
+            expected = model(positions, z, cell)[1] if mode == "direct" else _conservative(model, positions, z, cell)
+            got, backend = _openmm_forces(model, metadata, positions, z, platform, mode, cell)
+            # On a GPU in single precision positions themselves carry float32's resolution, which is coarser for those far from the origin.
+            allowed = limit if platform != "CUDA" else 0.1 if cell is None else 1.0
+            add(f"OpenMM {platform}, {backend} = torch, {mode} forces{where}, kJ/mol/nm", float((got - expected).abs().max()), allowed)
 
 
 def _check_deviations(model: torch.jit.ScriptModule, x: Tensor, z: Tensor, limit: float, add: _Add) -> None:

@@ -5,7 +5,7 @@ import numpy as np
 from openmm_se3.physics.harmonic import jacobian
 from openmm_se3.physics.report import Quantity, Section
 from openmm_se3.physics.settings import PhysicsSettings
-from openmm_se3.physics.subject import Subject
+from openmm_se3.physics.subject import NO_DIRECT, Subject
 
 
 def asymmetry(matrix: np.ndarray) -> float:
@@ -23,6 +23,9 @@ def asymmetry(matrix: np.ndarray) -> float:
 
 def measure_asymmetry(subject: Subject, settings: PhysicsSettings) -> Section:
     """Mean lambda of the direct forces over thermal frames of each molecule, Jacobians by finite differences in float64."""
+    title = "Asymmetry of the Jacobian of the direct forces"
+    if "direct" in subject.metadata.untrained:
+        return Section("asymmetry", title, [], notes=[NO_DIRECT])
     quantities = []
     for name in settings.molecules:
         surface = subject.surface(subject.minimum(name).symbols)
@@ -30,4 +33,4 @@ def measure_asymmetry(subject: Subject, settings: PhysicsSettings) -> Section:
         values = [asymmetry(jacobian(surface.direct, x)) for x in frames]
         error = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
         quantities.append(Quantity(f"{name}: lambda", float(np.mean(values)), must=0.03, aim=0.004, uncertainty=error))
-    return Section("asymmetry", "Asymmetry of the Jacobian of the direct forces", quantities)
+    return Section("asymmetry", title, quantities)

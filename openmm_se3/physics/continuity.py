@@ -8,7 +8,7 @@ from ase import Atoms
 from openmm_se3.physics.molecules import starting_structure
 from openmm_se3.physics.report import Line, Panel, Quantity, Section
 from openmm_se3.physics.settings import PhysicsSettings
-from openmm_se3.physics.subject import Subject
+from openmm_se3.physics.subject import NO_DIRECT, Subject, left_out
 from openmm_se3.physics.units import ANGSTROM_PER_NM
 
 #: Distance of the nearest points to the crossing. Cubic extrapolation from four points on each side leaves an error of the fourth
@@ -72,6 +72,8 @@ def measure_continuity(subject: Subject, settings: PhysicsSettings) -> Section:
     cases = {f"{last} and {first}": (Atoms(last, positions=[(0, 0, 0)]), Atoms(first, positions=[(0, 0, 0)]))}
     if subject.knows(["H", "O"]):
         cases["water dimer"] = (starting_structure("water"), starting_structure("water"))
+    trained = "direct" not in subject.metadata.untrained
+    notes = left_out(subject, {"water dimer": ["H", "O"]}) + ([] if trained else [NO_DIRECT])
     quantities: list[Quantity] = []
     panels: list[Panel] = []
     for name, (one, other) in cases.items():
@@ -83,7 +85,8 @@ def measure_continuity(subject: Subject, settings: PhysicsSettings) -> Section:
         label = "distance beyond the cutoff (nm)"
         panels.append(Panel(name, label, "energy (kJ/mol)", [Line("energy", s.tolist(), (energies - energies[-1]).tolist())]))
         forces = Panel(name, label, "force on the far body,\nalong the axis (kJ/mol/nm)", [])
-        for kind, function in (("conservative", surface.conservative), ("direct", surface.direct)):
+        kinds = {"conservative": surface.conservative} | ({"direct": surface.direct} if trained else {})
+        for kind, function in kinds.items():
             force = along(function, place)
             quantities += [
                 Quantity(f"{name}: jump of the {kind} force", jump(force), "kJ/mol/nm", must=FORCE_LIMIT),
@@ -91,4 +94,4 @@ def measure_continuity(subject: Subject, settings: PhysicsSettings) -> Section:
             ]
             forces.lines.append(Line(kind, s.tolist(), [float(np.sum(force(v)[len(one) :] @ axis)) for v in s]))
         panels.append(forces)
-    return Section("continuity", f"Continuity as a neighbour crosses the cutoff of {cutoff:g} nm", quantities, panels)
+    return Section("continuity", f"Continuity as a neighbour crosses the cutoff of {cutoff:g} nm", quantities, panels, notes)

@@ -12,7 +12,7 @@ from openmm_se3.physics.molecules import starting_structure
 from openmm_se3.physics.reference import ReferenceCurve, level_of_theory, reference_curve
 from openmm_se3.physics.report import Line, Panel, Quantity, Section
 from openmm_se3.physics.settings import PhysicsSettings
-from openmm_se3.physics.subject import Subject
+from openmm_se3.physics.subject import Subject, left_out
 from openmm_se3.physics.units import ANGSTROM_PER_NM, BOLTZMANN
 
 #: A bare pair of atoms is on its wall below this share of the sum of their covalent radii.
@@ -107,6 +107,15 @@ class _Path:
     reference: ReferenceCurve | None = None
 
 
+#: Paths, and the elements that a model must know for each.
+PATHS = {
+    "water O-H": ("H", "O"),
+    "water dimer O-O": ("H", "O"),
+    "ethanol C-C": ("H", "C", "O"),
+    "methane dimer C-C": ("H", "C"),
+}
+
+
 def _paths(subject: Subject) -> list[_Path]:
     """All paths the model has the elements for; distances in nm."""
     paths = []
@@ -163,7 +172,7 @@ def measure_dissociation(subject: Subject, settings: PhysicsSettings) -> Section
     thermal = round(BOLTZMANN * settings.temperature, 2)
     quantities: list[Quantity] = []
     panels: list[Panel] = []
-    notes: list[str] = []
+    notes = left_out(subject, PATHS)
     for path in _paths(subject):
         surface = subject.surface(path.symbols)
         r = np.linspace(path.nearest, path.farthest, settings.points)

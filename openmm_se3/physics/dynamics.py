@@ -1,5 +1,6 @@
 """Trajectories for measurements: a molecule, a kind of forces, an integrator; positions and velocities at equal intervals."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,6 +16,9 @@ from openmm_se3.platforms import choose_platform
 
 #: Kelvin, beyond which no molecule is one any more.
 HOTTEST = 1e4
+
+#: How OpenMM tells of coordinates, energies and forces that are no longer finite: ``Particle coordinate is NaN``, ``Energy is infinite``.
+_NOT_FINITE = re.compile(r"\bNaN\b|\binfinite\b|not finite")
 
 #: Called with the share of the run that is done.
 Progress = Callable[[float], None]
@@ -111,6 +115,11 @@ def run(
     -------
     Trace
         The start is its first sample.
+
+    Raises
+    ------
+    openmm.OpenMMException
+        For any failure but numbers that are not finite, which end the trace.
     """
     step_fs = integrator.getStepSize().value_in_unit(unit.femtosecond)
     every = max(1, round(sample_fs / step_fs))
@@ -126,7 +135,9 @@ def run(
             if k:
                 integrator.step(every)
             state = context.getState(positions=True, velocities=True)
-        except openmm.OpenMMException:  # OpenMM's word for coordinates that are no longer finite
+        except openmm.OpenMMException as error:
+            if not _NOT_FINITE.search(str(error)):
+                raise
             complete = False
             break
         x = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)

@@ -5,7 +5,7 @@ import numpy as np
 from openmm_se3.physics.harmonic import ForceFunction
 from openmm_se3.physics.report import Quantity, Section
 from openmm_se3.physics.settings import PhysicsSettings
-from openmm_se3.physics.subject import Subject
+from openmm_se3.physics.subject import NO_DIRECT, Subject
 
 POINTS = 32
 
@@ -42,6 +42,9 @@ def loop_work(force: ForceFunction, center: np.ndarray, u: np.ndarray, v: np.nda
 
 def measure_loop_work(subject: Subject, settings: PhysicsSettings) -> Section:
     """Loops about each molecule's minimum that pass through thermal displacements."""
+    title = "Work of the direct forces around closed loops"
+    if "direct" in subject.metadata.untrained:
+        return Section("loop-work", title, [], notes=[NO_DIRECT])
     quantities = []
     for name in settings.molecules:
         at = subject.minimum(name)
@@ -55,4 +58,4 @@ def measure_loop_work(subject: Subject, settings: PhysicsSettings) -> Section:
             Quantity(f"{name}: |work| per length", float(np.mean(per_length)), "kJ/mol/nm", uncertainty=error),
             Quantity(f"{name}: |work| over the integral of |F dx|", share),
         ]
-    return Section("loop-work", "Work of the direct forces around closed loops", quantities)
+    return Section("loop-work", title, quantities)

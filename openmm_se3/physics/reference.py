@@ -67,7 +67,23 @@ def reference_molecules() -> dict[str, ReferenceMolecule]:
 
 
 def reference_curve(name: str) -> ReferenceCurve:
-    """A curve by name; KeyError where there is none."""
+    """A curve by name.
+
+    Parameters
+    ----------
+    name : str
+        Such as ``water O-H``.
+
+    Returns
+    -------
+    ReferenceCurve
+        Positions in nm, total energies in kJ/mol; values in the unit that it names, Angstrom or degrees.
+
+    Raises
+    ------
+    KeyError
+        If there is none of that name.
+    """
     c = _data()["curves"][name]
     return ReferenceCurve(
         c["coordinate"],

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -171,12 +172,12 @@ def report_table(sections: Iterable[Section]) -> Table:
     """All quantities as a table, one block per section."""
     table = Table("measure", "value", "must", "aim", "")
     for section in sections:
-        table.add_row(f"[bold]{section.title}[/]", f"[dim]{section.seconds:.0f} s[/]")
+        table.add_row(f"[bold]{escape(section.title)}[/]", f"[dim]{section.seconds:.0f} s[/]")
         for q in section.quantities:
             value = f"{q.value:.3g}" + (f" ± {q.uncertainty:.2g}" if q.uncertainty else "")
             limits = ("" if limit is None else f"{limit:g}" for limit in (q.must, q.aim))
-            table.add_row(f"  {q.name}", f"{value} {q.unit}".strip(), *limits, _STYLE[q.verdict])
+            table.add_row(f"  {escape(q.name)}", escape(f"{value} {q.unit}".strip()), *limits, _STYLE[q.verdict])
         for note in section.notes:
-            table.add_row(f"  [dim]{note}[/]")
+            table.add_row(f"  [dim]{escape(note)}[/]")
         table.add_section()
     return table

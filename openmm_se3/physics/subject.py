@@ -1,6 +1,6 @@
 """The model under measurement, in float64, and what several measures need of it: surfaces, minima, thermal frames."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,11 @@ from openmm_se3.physics.harmonic import jacobian, normal_modes, thermal_displace
 from openmm_se3.physics.molecules import starting_structure
 from openmm_se3.physics.units import ANGSTROM_PER_NM
 
+#: Note of a section that measures direct forces, of a model that was not trained for them.
+NO_DIRECT = "direct forces left out: the model was not trained for them"
+
 FORCE_TOLERANCE = 1e-4  # eV/Angstrom, of minima; far below what frequencies to 0.1% need
+MOST_STEPS = 500  # on the way to one
 
 
 class NotConvergedError(RuntimeError):
@@ -95,7 +99,7 @@ class Subject:
         self.calculator = SE3Calculator(model, forces="conservative", precision="double")
         self._minima: dict[str, Minimum] = {}
 
-    def knows(self, symbols: list[str]) -> bool:
+    def knows(self, symbols: Iterable[str]) -> bool:
         """Whether the model was trained on all these elements."""
         return set(symbols) <= set(self.metadata.elements)
 
@@ -103,7 +107,7 @@ class Subject:
         """Energy and forces of a molecule of these elements."""
         return Surface(self.module, [atomic_numbers[s] for s in symbols])
 
-    def relax(self, atoms: Atoms, name: str, max_steps: int = 500) -> Atoms:
+    def relax(self, atoms: Atoms, name: str) -> Atoms:
         """The minimum of the conservative model in the basin of `atoms`.
 
         Raises
@@ -113,9 +117,9 @@ class Subject:
         """
         moved = atoms.copy()
         moved.calc = self.calculator
-        if not LBFGS(moved, maxstep=0.05, logfile=None).run(fmax=FORCE_TOLERANCE, steps=max_steps):
+        if not LBFGS(moved, maxstep=0.05, logfile=None).run(fmax=FORCE_TOLERANCE, steps=MOST_STEPS):
             raise NotConvergedError(
-                f"{name}: no minimum within {max_steps} steps (largest force {np.linalg.norm(moved.get_forces(), axis=1).max():.2g} eV/Angstrom)"
+                f"{name}: no minimum within {MOST_STEPS} steps (largest force {np.linalg.norm(moved.get_forces(), axis=1).max():.2g} eV/Angstrom)"
             )
         return Atoms(moved.numbers, positions=moved.positions)
 
@@ -133,3 +137,9 @@ class Subject:
         at = self.minimum(name)
         rng = np.random.default_rng(seed)
         return [at.positions_nm + thermal_displacement(at.wavenumbers, at.modes, at.atoms.get_masses(), temperature, rng) for _ in range(count)]
+
+
+def left_out(subject: Subject, molecules: Mapping[str, Iterable[str]]) -> list[str]:
+    """A note naming those of the molecules, with their elements, that the model was not trained on; empty where it knows all."""
+    names = [name for name, symbols in molecules.items() if not subject.knows(symbols)]
+    return [f"left out, with elements that the model was not trained on: {', '.join(names)}"] if names else []

@@ -5,7 +5,7 @@ import numpy as np
 from openmm_se3.physics.reference import level_of_theory, reference_curve
 from openmm_se3.physics.report import Line, Panel, Quantity, Section
 from openmm_se3.physics.settings import PhysicsSettings
-from openmm_se3.physics.subject import Subject
+from openmm_se3.physics.subject import Subject, left_out
 
 CURVES = ("ethanol H-O-C-C", "butane C-C-C-C")
 
@@ -20,8 +20,8 @@ def measure_torsion(subject: Subject, settings: PhysicsSettings) -> Section:
     """Rigid scans about one bond, all else as in the G2 set."""
     quantities: list[Quantity] = []
     panels: list[Panel] = []
-    for name in CURVES:
-        curve = reference_curve(name)
+    curves = {name: reference_curve(name) for name in CURVES}
+    for name, curve in curves.items():
         if not subject.knows(curve.symbols):
             continue
         found = np.array([subject.surface(curve.symbols).energy(x) for x in curve.positions_nm])
@@ -35,4 +35,5 @@ def measure_torsion(subject: Subject, settings: PhysicsSettings) -> Section:
             Line(level_of_theory(), curve.values.tolist(), (curve.energies - curve.energies.min()).tolist(), points=True),
         ]
         panels.append(Panel(name, f"{curve.coordinate} ({curve.unit})", "energy (kJ/mol)", lines))
-    return Section("torsion", f"Rigid torsions against {level_of_theory()}", quantities, panels)
+    notes = left_out(subject, {name: curve.symbols for name, curve in curves.items()})
+    return Section("torsion", f"Rigid torsions against {level_of_theory()}", quantities, panels, notes)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import openmm_se3
 from openmm_se3.model_file import available_models, find_model
@@ -19,10 +20,11 @@ from openmm_se3.physics.molecules import molecule_names, starting_structure
 from openmm_se3.physics.plot import plot_section
 from openmm_se3.physics.report import Quantity, Section, read_report, write_report
 from openmm_se3.physics.settings import PhysicsSettings
-from openmm_se3.physics.subject import NotConvergedError, Subject
+from openmm_se3.physics.subject import NotConvergedError, Subject, left_out
 from openmm_se3.physics.torsion import measure_torsion
 from openmm_se3.physics.vibrations import measure_vibrations
 from openmm_se3.physics.water_box import measure_water_box
+from openmm_se3.simulation_files import alone, require_empty
 
 REPORT_FILE = "report.json"
 
@@ -41,6 +43,9 @@ MEASURES: dict[str, _Measure] = {
     "equipartition": lambda subject, settings, progress, directory: measure_equipartition(subject, settings, progress),
     "water-box": lambda subject, settings, progress, directory: measure_water_box(subject, settings, directory, progress),
 }
+
+#: Those of the molecules that the settings name.
+OF_MOLECULES = ("gradient", "asymmetry", "loop-work", "heating", "equipartition")
 
 
 def validate_physics(
@@ -77,6 +82,8 @@ def validate_physics(
     ------
     FileExistsError
         If `output` is not empty and `resume` is False.
+    SimulationError
+        If another process runs there.
     ValueError
         For an unknown measure or molecule, or if `output` is of another model or other settings.
     ModelFileError
@@ -95,21 +102,38 @@ def validate_physics(
         "package_version": openmm_se3.__version__,
         "settings": asdict(settings),
     }
-    done: dict[str, Section] = {}
+    _kept(output, head, resume)  # which refuses before a directory is made, or a lock put into one
+    with alone(output):
+        return _measure(subject, output, settings, measures, head, _kept(output, head, resume), progress)
+
+
+def _kept(output: Path, head: dict[str, Any], resume: bool) -> dict[str, Section]:
+    """The sections that the directory holds already."""
     report = output / REPORT_FILE
-    if resume and report.exists():
-        previous, sections = read_report(report)
-        # A report that was read back has lists where the settings have tuples.
-        if (previous.get("weights_sha256"), previous.get("settings")) != (head["weights_sha256"], _listed(settings)):
-            raise ValueError(f"{report} is of another model or other settings; choose another output directory")
-        done = {s.name: s for s in sections}
-    elif output.exists() and any(output.iterdir()):
-        raise FileExistsError(f"{output} is not empty; choose another output directory, or continue in it with --resume")
-    output.mkdir(parents=True, exist_ok=True)
+    if not (resume and report.exists()):
+        require_empty(output)
+        return {}
+    previous, sections = read_report(report)
+    # A report that was read back has lists where the settings have tuples.
+    if (previous.get("weights_sha256"), previous.get("settings")) != (head["weights_sha256"], _listed(head["settings"])):
+        raise ValueError(f"{report} is of another model or other settings; choose another output directory")
+    return {s.name: s for s in sections}
+
+
+def _measure(
+    subject: Subject,
+    output: Path,
+    settings: PhysicsSettings,
+    measures: Sequence[str],
+    head: dict[str, Any],
+    done: dict[str, Section],
+    progress: Callable[[str, float], None] | None,
+) -> list[Section]:
+    report = output / REPORT_FILE
     # From here on the directory tells what it is of, so that it can be continued whenever it is interrupted.
     write_report(report, head, [done[m] for m in MEASURES if m in done])
-    known = tuple(m for m in settings.molecules if subject.knows(starting_structure(m).get_chemical_symbols()))
-    usable = replace(settings, molecules=known)
+    symbols = {m: starting_structure(m).get_chemical_symbols() for m in settings.molecules}
+    usable = replace(settings, molecules=tuple(m for m in settings.molecules if subject.knows(symbols[m])))
     for name in (m for m in MEASURES if m in measures and m not in done):
 
         def show(share: float, name: str = name) -> None:
@@ -122,7 +146,8 @@ def validate_physics(
             section = MEASURES[name](subject, usable, show, output)
         except NotConvergedError as error:
             section = Section(name, name, [Quantity("could not be measured", float("nan"), must=0.0)], notes=[str(error)])
-        done[name] = replace(section, seconds=time.perf_counter() - begin)
+        unknown = left_out(subject, symbols) if name in OF_MOLECULES else []
+        done[name] = replace(section, notes=[*section.notes, *unknown], seconds=time.perf_counter() - begin)
         if section.panels:
             plot_section(section, output / f"{name}.png")
         write_report(report, head, [done[m] for m in MEASURES if m in done])
@@ -130,5 +155,5 @@ def validate_physics(
     return [done[m] for m in MEASURES if m in done]
 
 
-def _listed(settings: PhysicsSettings) -> dict:
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(settings).items()}
+def _listed(settings: dict[str, Any]) -> dict[str, Any]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}

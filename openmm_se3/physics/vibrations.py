@@ -7,7 +7,7 @@ from ase.neighborlist import natural_cutoffs, neighbor_list
 from openmm_se3.physics.reference import level_of_theory, reference_molecules
 from openmm_se3.physics.report import Line, Panel, Quantity, Section
 from openmm_se3.physics.settings import PhysicsSettings
-from openmm_se3.physics.subject import NotConvergedError, Subject
+from openmm_se3.physics.subject import NotConvergedError, Subject, left_out
 
 
 def bonds_and_angles(atoms: Atoms) -> tuple[list[tuple[int, int]], list[tuple[int, int, int]]]:
@@ -30,10 +30,11 @@ def geometry_errors(found: Atoms, reference: Atoms) -> tuple[np.ndarray, np.ndar
 def measure_vibrations(subject: Subject, settings: PhysicsSettings) -> Section:
     """Errors of bonds, angles and frequencies, mode by mode in ascending order; water's bend and stretches singly."""
     quantities: list[Quantity] = []
-    notes: list[str] = []
+    molecules = reference_molecules()
+    notes = left_out(subject, {name: reference.atoms.get_chemical_symbols() for name, reference in molecules.items()})
     reference_all: list[float] = []
     found_all: list[float] = []
-    for name, reference in reference_molecules().items():
+    for name, reference in molecules.items():
         if not subject.knows(reference.atoms.get_chemical_symbols()):
             continue
         try:

@@ -1,6 +1,5 @@
 """A periodic box of water at constant volume: does it hold together, how is it structured, and how much do direct forces and inner steps heat it."""
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from openmm_se3.physics.subject import Subject
 from openmm_se3.physics.trajectory import read_dcd
 from openmm_se3.physics.units import ANGSTROM_PER_NM, DALTON_PER_KG_PER_M3_NM3
 from openmm_se3.simulate import simulate
-from openmm_se3.simulation_files import CHECKPOINT_FILE, FINAL_FILE, LOG_FILE, TRAJECTORY_FILE, read_log
+from openmm_se3.simulation_files import FINAL_FILE, LOG_FILE, SETTINGS_FILE, TRAJECTORY_FILE, read_log
 from openmm_se3.simulation_settings import SimulationSettings
 
 DENSITY_KG_PER_M3 = 997.0  # of liquid water at 298 K and 1 bar
@@ -112,11 +111,9 @@ def _simulate(run: SimulationSettings, home: Path, progress: Progress | None) ->
 
     notes = []
     try:
-        if (home / CHECKPOINT_FILE).exists():
+        if (home / SETTINGS_FILE).exists():
             simulate(None, home, resume=True, progress=show)
         else:
-            # What a kill before the first checkpoint left behind.
-            shutil.rmtree(home, ignore_errors=True)
             simulate(run, home, progress=show)
     except SimulationError as failure:
         notes.append(str(failure))

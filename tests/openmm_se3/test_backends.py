@@ -1,6 +1,7 @@
 """PythonForce where TorchForce cannot be used, what the installation is told, and the doctor."""
 
 import copy
+import logging
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -152,3 +153,14 @@ class TestDoctor:
         if not works:
             assert "it broke" in result.output
             assert "works on no platform" in result.output
+
+
+@pytest.mark.parametrize("level", [logging.NOTSET, logging.INFO, logging.ERROR])
+def test_the_users_level_of_logging_stays(level):
+    before = logging.root.manager.disable
+    try:
+        logging.disable(level)
+        force._import_torch_force()
+        assert logging.root.manager.disable == level
+    finally:
+        logging.disable(before)

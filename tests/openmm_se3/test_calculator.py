@@ -163,3 +163,21 @@ def test_pickle(made):
     else:
         energies = [energy_and_forces(p.createSystem(ethanol()[0]), ethanol()[1])[0] for p in (before, after)]
     assert energies[1] == pytest.approx(energies[0], abs=1e-12)
+
+
+def test_unknown_keywords_are_refused():
+    """ASE would keep them, and the default would run."""
+    atoms = molecule("H2O")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'modle'"):
+        SE3Calculator(forces="direct", modle="x.pt", atoms=atoms)
+    assert atoms.calc is None
+    with pytest.raises(TypeError, match="has no parameters to set, got forces; make a new one"):
+        SE3Calculator(MODEL).set(forces="direct")
+
+
+def test_keywords_of_every_calculator(tmp_path):
+    atoms = molecule("H2O")
+    calculator = SE3Calculator(MODEL, atoms=atoms, label="water", directory=tmp_path)
+    assert atoms.calc is calculator
+    assert (calculator.prefix, calculator.directory) == ("water", str(tmp_path))
+    assert np.isfinite(atoms.get_potential_energy())

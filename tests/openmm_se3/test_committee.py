@@ -10,7 +10,7 @@ import torch
 from ase.build import molecule
 from openmm import app, unit
 
-from openmm_se3 import CommitteeReporter, SE3Potential
+from openmm_se3 import CommitteeReporter, SE3Potential, replicate
 from openmm_se3.committee import UncertaintyError, UncertaintyWarning
 from openmm_se3.errors import UnsupportedSystemError
 from openmm_se3.structures import topology_of
@@ -38,6 +38,14 @@ class Tug(torch.nn.Module):
     def deviations(self, positions: torch.Tensor, atomic_numbers: torch.Tensor, box_vectors: torch.Tensor | None = None) -> torch.Tensor:
         twice = 1.0 if box_vectors is None else 2.0
         return twice * self.k.to(positions) * positions.square().sum(1).sqrt()
+
+
+class TugOfNumbers(Tug):
+    """The deviations grow with the number of atoms that there are."""
+
+    @torch.jit.export
+    def deviations(self, positions: torch.Tensor, atomic_numbers: torch.Tensor, box_vectors: torch.Tensor | None = None) -> torch.Tensor:
+        return positions.shape[0] * self.k.to(positions) * positions.square().sum(1).sqrt()
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +140,21 @@ def test_some_atoms_in_a_box(committee, tmp_path):
     assert int(rows(tmp_path / "a.csv")[0]["atom"]) == [5, 3, 4][int(deviations.argmax())]
 
 
+def test_copies_are_looked_at_one_by_one(tmp_path):
+    """Wherever they are; they see each other only without `batch`."""
+    committee = SE3Potential(write_model(TugOfNumbers(100.0), tmp_path / "tug.pt", n_members=2), precision="double")
+    topology, x = ethanol()
+    many, positions, batch = replicate(topology, x, 2)
+    state = at_rest(many, positions, committee).context.getState(getPositions=True)
+    one = 100 * np.linalg.norm(positions, axis=1)
+    deviations = [CommitteeReporter(tmp_path / "a.csv", 1, committee, many, batch=b).deviations(state) for b in (batch, None)]
+    np.testing.assert_allclose(deviations[0], 9 * one)
+    np.testing.assert_allclose(deviations[1], 18 * one)
+    shuffled = np.random.default_rng(0).permutation(18)
+    reporter = CommitteeReporter(tmp_path / "a.csv", 1, committee, many, atoms=shuffled.tolist(), batch=[batch[i] for i in shuffled])
+    np.testing.assert_allclose(reporter.deviations(state), 9 * one[shuffled])
+
+
 def test_cut_bonds_need_their_caps(committee, tmp_path):
     topology, _ = ethanol()
     methyl = [0, 3, 4, 5]  # whose carbon is bonded to atom 1
@@ -161,4 +184,6 @@ def test_refusals(committee, tmp_path):
         CommitteeReporter(file, 1, SE3Potential(untrained, forces="conservative"), topology)
     with pytest.raises(UnsupportedSystemError, match="but the topology has atoms 0 to 8"):
         CommitteeReporter(file, 1, committee, topology, atoms=[9])
+    with pytest.raises(ValueError, match="batch must hold one whole number for each of the 9 atoms"):
+        CommitteeReporter(file, 1, committee, topology, batch=[0])
     assert not file.exists()

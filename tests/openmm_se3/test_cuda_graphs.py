@@ -107,7 +107,7 @@ class TestMaxNeighbors:
         assert np.isnan(found).all()
 
     def test_must_be_positive(self):
-        with pytest.raises(ValueError, match="max_neighbors must be at least 1"):
+        with pytest.raises(ValueError, match="max_neighbors must be a whole number of at least 1"):
             SE3Potential(max_neighbors=0)
 
 
@@ -142,7 +142,7 @@ class TestTrying:
             calls.append((len(atoms), n_particles, box_nm is not None))
             return outcome[0] if outcome else None
 
-        monkeypatch.setattr(force, "can_capture", lambda: True)
+        monkeypatch.setattr(force, "has_gpu", lambda: True)
         monkeypatch.setattr(cuda_graphs, "_try", capture)
         return calls, outcome
 
@@ -190,12 +190,36 @@ class TestTrying:
         assert self.properties(SE3Potential(), many, batch=batch) == ["true"]
         assert tried[0] == [(180, 180, False)]
 
+    def test_copies_are_another_kind(self, tried, ethanol):
+        potential = SE3Potential()
+        many, _, batch = replicate(ethanol, 0.1 * GRID[:9], 2)
+        self.properties(potential, many)
+        self.properties(potential, many, batch=batch)
+        self.properties(potential, many, batch=batch)
+        assert tried[0] == [(18, 18, False)] * 2
+
     def test_results_are_those_without(self, tried, ethanol):
         x = 0.4 * GRID[:9]
         energy, found = evaluate(SE3Potential(), ethanol, x)
         right_energy, right = evaluate(SE3Potential(cuda_graphs=False), ethanol, x)
         assert energy == right_energy
         assert np.array_equal(found, right)
+
+
+@pytest.mark.parametrize(
+    ("force_error", "energy_error", "message"),
+    [
+        (1e-3, 1e-3, None),
+        (1.0, 0.0, "replayed forces differ by 1.0e+00 kJ/mol/nm from those evaluated, of which the largest is 1.0e+02"),
+        (0.0, 1.0, "the replayed energy differs by 1.0e+00 kJ/mol from that evaluated, -5.0e+01"),
+        (np.nan, 0.0, "replayed forces differ by nan"),
+        (0.0, np.nan, "the replayed energy differs by nan"),
+    ],
+)
+def test_what_differs_is_named(force_error, energy_error, message):
+    energy, forces = torch.tensor(-50.0, dtype=torch.float64), torch.full((2, 3), 100.0)
+    found = cuda_graphs._difference(energy + energy_error, forces + force_error, energy, forces)
+    assert found == message or found.startswith(message)
 
 
 def test_structures_to_compare_hold_the_atoms_and_fit_their_box():

@@ -87,6 +87,12 @@ class TestGuard:
         DomainGuard(topology, 10, atoms=set(range(8))).check(state_of(topology, x), 1)
         with pytest.raises(UnsupportedSystemError, match=r"atoms holds \[9\], but the topology has atoms 0 to 8"):
             DomainGuard(topology, 10, atoms=[3, 9])
+        with pytest.raises(TypeError, match=r"got a mask of bools; take numpy\.flatnonzero of it"):
+            DomainGuard(topology, 10, atoms=np.arange(9) < 8)
+        with pytest.raises(TypeError, match=r"atoms must be indices, got 1\.5"):
+            DomainGuard(topology, 10, atoms=[1.5])
+        with pytest.raises(UnsupportedSystemError, match="an index more than once"):
+            DomainGuard(topology, 10, atoms=[3, 4, 3])
 
     def test_names_atoms_without_finite_forces(self):
         topology, x = ethanol()

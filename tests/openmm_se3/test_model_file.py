@@ -16,6 +16,7 @@ from openmm_se3.model_file import (
     ModelMetadata,
     find_model,
     metadata_to_json,
+    read_attachment,
     read_metadata,
     text_sha256,
     weights_sha256,
@@ -95,8 +96,9 @@ def test_truncated(tmp_path, fraction):
 
 def test_foreign(tmp_path):
     (tmp_path / "a.pt").write_bytes(b"not a model at all")
-    with pytest.raises(ModelFileError, match="not a readable TorchScript file"):
-        load_model(tmp_path / "a.pt")
+    for read in (load_model, lambda path: read_attachment(path, "network.pt")):
+        with pytest.raises(ModelFileError, match="not a readable TorchScript file"):
+            read(tmp_path / "a.pt")
     with zipfile.ZipFile(tmp_path / "b.pt", "w") as archive:
         archive.writestr("hello.txt", "world")
     with pytest.raises(ModelFileError, match="not a readable TorchScript file"):
@@ -116,6 +118,8 @@ def test_foreign(tmp_path):
         ({"change_metadata": lambda raw: raw["golden"][0].update(energy=float("nan"))}, "golden values disagree"),
         ({"change_metadata": lambda raw: raw.update(format_version=2)}, "model format 2, but this version"),
         ({"change_metadata": lambda raw: raw.pop("elements")}, r"lack \['elements'\]"),
+        ({"change_metadata": lambda raw: raw["golden"][0].update(stress=0.0)}, r"a golden structure of its metadata is none \(.*'stress'"),
+        ({"change_metadata": lambda raw: raw.update(golden=None)}, "a golden structure of its metadata is none"),
     ],
 )
 def test_tampered(tmp_path, changes, message):

@@ -211,15 +211,32 @@ class TestSystems:
     def test_another_default_box_is_noticed(self):
         topology, _ = ethanol()
         topology.setUnitCellDimensions(openmm.Vec3(3, 3, 3) * unit.nanometer)
-        system = openmm.System()
+        system, agreeing = openmm.System(), openmm.System()
         for _ in range(9):
             system.addParticle(1.0)
+            agreeing.addParticle(1.0)
         with pytest.warns(UserWarning, match=r"diagonal of \[3.0, 3.0, 3.0\] nm, the System's default box, .* \[2.0, 2.0, 2.0\] nm"):
             potential("direct").addForces(topology, system)
-        system.setDefaultPeriodicBoxVectors(*topology.getPeriodicBoxVectors())
+        agreeing.setDefaultPeriodicBoxVectors(*topology.getPeriodicBoxVectors())
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
-            potential("direct").addForces(topology, system)
+            potential("direct").addForces(topology, agreeing)
+
+    def test_atoms_that_have_a_model_already_are_noticed(self):
+        topology, classical, _ = ethanol_in_classical_water()
+        (force,) = potential("direct").addForces(topology, classical, [8, 0, 1, 2])
+        assert force.getName() == "SE3Force(se3-ani1x, direct, atoms 0-2, 8)"
+        potential("direct").addForces(topology, classical, range(3, 8))
+        with pytest.warns(UserWarning, match=r"a force of a model for atoms \[2, 3\] already"):
+            potential("direct").addForces(topology, classical, [9, 2, 3])
+        potential("direct").addForces(topology, classical, range(9), scaleParameter="half")
+
+    def test_classical_forces_without_the_box_are_noticed(self):
+        topology, classical, _ = ethanol_in_classical_water()
+        topology.setUnitCellDimensions([3.0, 3.0, 3.0] * unit.nanometer)
+        classical.setDefaultPeriodicBoxVectors(*np.eye(3) * 3.0)
+        with pytest.warns(UserWarning, match="the System's own nonbonded forces are not periodic"):
+            potential("direct").addForces(topology, classical, range(9))
 
     def test_mixed_system(self):
         """Ethanol by the model, in water of a classical force field; water far from it keeps its classical forces."""
@@ -325,6 +342,9 @@ class TestRefusals:
             ({"forces": "gradient"}, "forces must be one of 'direct', 'conservative', 'mts', 'mts-fast', got 'gradient'"),
             ({"precision": "half"}, "precision must be one of 'single', 'double', got 'half'"),
             ({"device": "abacus"}, "device must be None or a torch device"),
+            ({"device": "meta"}, "device must be None, 'cpu' or 'cuda', got 'meta'"),
+            ({"max_neighbors": 2.5}, "max_neighbors must be a whole number of at least 1"),
+            ({"inner_steps": 2.0}, "inner_steps must be 1 or even"),
         ],
     )
     def test_arguments(self, arguments, message):

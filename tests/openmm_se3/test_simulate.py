@@ -11,6 +11,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import openmm
@@ -27,9 +28,19 @@ from openmm_se3.cli import app as cli
 from openmm_se3.errors import SimulationError, UnsupportedSystemError
 from openmm_se3.installation import MEND
 from openmm_se3.model_file import find_model
-from openmm_se3.platforms import torch_threads
-from openmm_se3.simulate import simulate, suitable_forces
-from openmm_se3.simulation_files import alone, extend, read_log, restore, temperature_deviation, truncate_dcd, write_settings
+from openmm_se3.platforms import choose_platform, torch_threads
+from openmm_se3.simulate import minimize, simulate, suitable_forces
+from openmm_se3.simulation_files import (
+    SimulationFiles,
+    alone,
+    extend,
+    plot_log,
+    read_log,
+    restore,
+    temperature_deviation,
+    truncate_dcd,
+    write_settings,
+)
 from openmm_se3.simulation_settings import SimulationSettings
 from openmm_se3.structures import check_coordinates, read_structure, topology_of, unlikely_molecules
 from tests.openmm_se3.helpers import EXAMPLES, MODEL, ROOT
@@ -291,6 +302,57 @@ class TestChargesThatAFileStates:
         with pytest.raises(UnsupportedSystemError, match="charge 2 was asked for"):
             read_structure(path)
 
+    @pytest.mark.parametrize("suffix", ["pdb", "cif"])
+    def test_formal_charges_of_other_files(self, structures, tmp_path, suffix):
+        topology, positions = read_structure(structures / "ethanol.pdb")
+        atoms, path = list(topology.atoms()), tmp_path / f"x.{suffix}"
+
+        def write_charges(*charges):
+            for atom, charge in zip(atoms, charges, strict=False):
+                atom.formalCharge = charge
+            with open(path, "w") as file:
+                (app.PDBFile if suffix == "pdb" else app.PDBxFile).writeFile(topology, positions * unit.nanometer, file)
+            if suffix == "cif":  # OpenMM writes none into these
+                lines = path.read_text().splitlines(keepends=True)
+                rows = [k for k, line in enumerate(lines) if line.startswith(("ATOM", "HETATM"))]
+                for k, charge in zip(rows, charges, strict=False):
+                    words = lines[k].split()
+                    words[-6] = str(charge)
+                    lines[k] = " ".join(words) + "\n"
+                path.write_text("".join(lines))
+
+        write_charges(1, -1)
+        assert read_structure(path)[0].getNumAtoms() == 9
+        write_charges(1, 1)
+        with pytest.raises(UnsupportedSystemError, match="charge 2 was asked for"):
+            read_structure(path)
+
+    def test_radicals(self, structures, tmp_path):
+        text, end = (structures / "ethanol.sdf").read_text(), "M  END"
+        path = tmp_path / "x.sdf"
+        path.write_text(text.replace(end, f"M  RAD  1   1   3\n{end}"))
+        with pytest.raises(UnsupportedSystemError, match="multiplicity 3 was asked for"):
+            read_structure(path)
+
+
+def test_bonds_of_an_sdf_file_are_kept(structures, tmp_path):
+    """However long they are; by distance only where the file has none."""
+    lines = (structures / "ethanol.sdf").read_text().splitlines(keepends=True)
+    expected = [(b[0].index, b[1].index) for b in read_structure(structures / "ethanol.sdf")[0].bonds()]
+    x, y, z = (float(lines[12][k : k + 10]) for k in (0, 10, 20))
+    lines[12] = f"{x + 1.0:10.4f}{y + 1.0:10.4f}{z:10.4f}" + lines[12][30:]
+    path = tmp_path / "x.sdf"
+    path.write_text("".join(lines))
+    assert [(b[0].index, b[1].index) for b in read_structure(path)[0].bonds()] == expected
+    lines[3] = lines[3][:3] + "  0" + lines[3][6:]
+    path.write_text("".join(lines[:13] + lines[13 + len(expected) :]))
+    assert len(list(read_structure(path)[0].bonds())) == len(expected) - 1
+
+
+def test_byte_order_mark(structures, tmp_path):
+    (tmp_path / "x.xyz").write_text((structures / "ethanol.xyz").read_text(), encoding="utf-8-sig")
+    assert read_structure(tmp_path / "x.xyz")[0].getNumAtoms() == 9
+
 
 def _moved(atoms, by):
     copied = atoms.copy()
@@ -324,6 +386,7 @@ def test_outputs(tmp_path):
         "energy_temperature.png",
         ".lock",
     }
+    assert b"\r" not in (tmp_path / "md" / "log.csv").read_bytes()
     log = read_log(tmp_path / "md" / "log.csv")
     assert log["step"].tolist() == [10, 20, 30, 40]
     np.testing.assert_allclose(log["time_ps"], 0.0005 * log["step"], rtol=1e-6)
@@ -333,6 +396,78 @@ def test_outputs(tmp_path):
     assert np.isfinite(final._value).all()
     with pytest.raises(FileExistsError, match="not empty"):
         simulate(SHORT, tmp_path / "md")
+
+
+@pytest.mark.parametrize("cut", ["30,0.0", "30,0.015,1.0,1.0,2.0,", "30,0.015,1.0,1.0,2.0,30"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])  # older logs mix them
+def test_log_whose_last_line_is_cut(tmp_path, cut, end):
+    log = tmp_path / "log.csv"
+    header = "step,time_ps,potential_kj_per_mol,kinetic_kj_per_mol,total_kj_per_mol,temperature_k\n"
+    log.write_text(header + f"10,0.005,1.0,1.0,2.0,300.0{end}20,0.01,1.0,1.0,2.0,310.0{end}{cut}", newline="")
+    assert read_log(log)["temperature_k"].tolist() == [300.0, 310.0]
+    plot_log(log, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").exists()
+
+
+class TestPicture:
+    """It hides no error, and is none."""
+
+    def test_of_a_run_whose_disk_is_full(self, tmp_path, monkeypatch):
+        def write(self):
+            with open(self.directory / "log.csv", "a") as file:
+                file.write("10,0.0")
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(SimulationFiles, "write", write)
+        with pytest.raises(OSError, match="No space left on device"):
+            simulate(replace(SHORT, minimize=False), tmp_path / "md")
+
+    def test_that_cannot_be_drawn(self, tmp_path):
+        (tmp_path / "log.csv").write_text("step,time_ps\n10,0.005\n")
+        with pytest.warns(UserWarning, match=r"picture\.png could not be drawn \(KeyError: 'potential_kj_per_mol'\)"):
+            plot_log(tmp_path / "log.csv", tmp_path / "picture.png")
+
+
+def test_a_run_that_another_process_has_begun_meanwhile_is_kept(tmp_path, monkeypatch):
+    """Between the first look at the directory and its lock."""
+    settings = tmp_path / "md" / "settings.json"
+
+    def check(topology, positions):
+        settings.parent.mkdir()
+        settings.write_text("of another run")
+
+    monkeypatch.setattr("openmm_se3.simulate.check_coordinates", check)
+    with pytest.raises(FileExistsError, match="md is not empty"):
+        simulate(SHORT, tmp_path / "md")
+    assert settings.read_text() == "of another run"
+
+
+def test_what_a_kill_left_without_its_name_is_no_run(tmp_path):
+    (tmp_path / "md").mkdir()
+    (tmp_path / "md" / "partial-settings.json").write_text("{")
+    simulate(replace(SHORT, steps=1, minimize=False), tmp_path / "md")
+
+
+def test_steps_and_model_are_for_runs_that_are_resumed(tmp_path):
+    for arguments in ({"settings": None}, {"settings": SHORT, "steps": 50}, {"settings": SHORT, "model": MODEL}):
+        with pytest.raises(ValueError, match="a new run needs settings, which tell its steps and its model"):
+            simulate(output=tmp_path / "md", **arguments)
+    assert not (tmp_path / "md").exists()
+
+
+class TestGPUThatTorchDoesNotSee:
+    @pytest.fixture(autouse=True)
+    def blind(self, monkeypatch):
+        monkeypatch.setattr("openmm_se3.platforms.platform_names", lambda: ["Reference", "CPU", "CUDA"])
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    def test_is_not_taken_by_itself(self):
+        assert choose_platform("auto").getName() == "Reference"
+
+    def test_minimisation_does_without(self, monkeypatch):
+        monkeypatch.setattr("openmm_se3.simulate.choose_platform", lambda name: SimpleNamespace(getName=lambda: "CUDA"))
+        topology, positions = read_structure(EXAMPLES / "water.xyz")
+        assert np.isfinite(minimize(topology, positions, replace(SHORT, forces="direct", platform="CUDA"))).all()
 
 
 def test_threads_of_torch(monkeypatch):
@@ -578,7 +713,9 @@ class TestPressure:
         log = read_log(tmp_path / "md" / "log.csv")
         assert log["step"].tolist() == [20, 40, 60]
         np.testing.assert_array_equal(log["volume_nm3"][:2], before["volume_nm3"])
-        assert log["volume_nm3"][2] != 1.2**3  # it went on from the box of the checkpoint
+        # It went on from the box of the checkpoint, with the same trial changes as without a break.
+        simulate(replace(waters, steps=60, report_every=20), tmp_path / "at-once")
+        np.testing.assert_allclose(log["volume_nm3"], read_log(tmp_path / "at-once" / "log.csv")["volume_nm3"], rtol=1e-5)
         assert dcd_frames_in_a_box(tmp_path / "md" / "trajectory.dcd") == 3
 
     @pytest.mark.filterwarnings("ignore:.*odd number of electrons")  # in so small a box the waters overlap
@@ -678,6 +815,13 @@ class TestRefusals:
         with pytest.raises(UnsupportedSystemError, match=r"atoms 0 \(H\) and 1 \(O\)"):
             check_coordinates(topology_of(molecule("OH")[::-1]), np.zeros((2, 3)))
 
+    def test_resume_in_a_box_that_a_pdb_file_would_round_to_one_too_small(self, tmp_path):
+        water = molecule("H2O", cell=12.24745 / 2**0.5 * np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0]]), pbc=True)
+        write(tmp_path / "x.xyz", water, format="extxyz")
+        simulate(replace(SHORT, structure=str(tmp_path / "x.xyz"), forces="direct", steps=2, report_every=2, minimize=False), tmp_path / "md")
+        simulate(None, tmp_path / "md", resume=True, steps=4)
+        assert read_log(tmp_path / "md" / "log.csv")["step"].tolist() == [2, 4]
+
     def test_atoms_that_coincide_with_an_image_are_named(self, tmp_path):
         """As crystals have them that were written with both faces of the cell."""
         water = molecule("H2O")
@@ -685,7 +829,7 @@ class TestRefusals:
         twice.set_cell([12.0, 12.0, 12.0])
         twice.pbc = True
         write(tmp_path / "x.xyz", twice, format="extxyz")
-        with pytest.raises(UnsupportedSystemError, match=r"atoms 0 \(O\) and 3 \(O\) are 0.000 Angstrom apart \(the nearest of their.* 3 pairs"):
+        with pytest.raises(UnsupportedSystemError, match=r"atoms 0 \(O\) and 3 \(O\) coincide across the faces of the periodic box"):
             simulate(replace(SHORT, structure=str(tmp_path / "x.xyz")), tmp_path / "md")
 
 
@@ -822,6 +966,18 @@ class TestCommandLine:
         refused = CliRunner().invoke(cli, [*again, "--model", str(moved)])
         assert refused.exit_code == 1
         assert "began with other weights" in refused.output.replace("\n", " ")
+
+    def test_resume_of_a_run_that_goes_on_changes_nothing(self, tmp_path):
+        simulate(replace(SHORT, steps=10, minimize=False), tmp_path / "md")
+        kept = (tmp_path / "md" / "settings.json").read_bytes()
+        again = ["simulate", "--resume", "-o", str(tmp_path / "md"), "--steps", "20", "--model", str(find_model(MODEL))]
+        with alone(tmp_path / "md"):
+            refused = CliRunner().invoke(cli, again)
+        assert refused.exit_code == 1
+        assert "another process runs in" in refused.output
+        assert (tmp_path / "md" / "settings.json").read_bytes() == kept
+        assert CliRunner().invoke(cli, again).exit_code == 0
+        assert json.loads((tmp_path / "md" / "settings.json").read_text())["steps"] == 20
 
     def test_no_box(self, tmp_path):
         water = molecule("H2O")

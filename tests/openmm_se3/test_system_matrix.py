@@ -451,6 +451,26 @@ def test_drude_particles_of_the_models_atoms_are_refused():
         potential("direct").createMixedSystem(topology, classical, range(9))
 
 
+def test_forces_that_would_stay_between_the_models_atoms_are_refused():
+    topology, _ = ethanol()
+    classical, polarisable = openmm.System(), openmm.AmoebaVdwForce()
+    for atom in topology.atoms():
+        classical.addParticle(atom.element.mass)
+    classical.addForce(polarisable)
+    with pytest.raises(UnsupportedSystemError, match="AmoebaVdwForce would go on to act between the atoms of the model"):
+        potential("direct").createMixedSystem(topology, classical, range(9))
+
+
+def test_cut_bonds_in_implicit_solvent_are_refused():
+    pdb = app.PDBFile(str(EXAMPLES / "alanine_dipeptide_residues.pdb"))
+    classical = app.ForceField("amber14-all.xml", "implicit/obc2.xml").createSystem(pdb.topology)
+    members = [a.index for a in pdb.topology.atoms() if a.residue.name == "ALA"]
+    with pytest.raises(UnsupportedSystemError, match="the implicit solvent of the System has no parameters"):
+        potential("direct").createMixedSystem(pdb.topology, classical, members)
+    whole = potential("direct").createMixedSystem(pdb.topology, classical, range(pdb.topology.getNumAtoms()))
+    openmm.Context(whole, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
+
+
 def test_interpolation_knows_the_box_of_the_system():
     """Where the topology has none: atoms on either side of a face are neighbours then too."""
     topology, classical, x = ethanol_in_classical_water()

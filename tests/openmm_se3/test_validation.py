@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from openmm_se3 import validation
 from openmm_se3.errors import ModelFileError
 from openmm_se3.model_file import load_model, read_metadata
 from openmm_se3.validation import EQUIVARIANCE_LIMIT, Check, _check_fast, _check_symmetries, validate_model
@@ -191,6 +192,26 @@ def test_fast_forces_that_are_no_numbers():
     model = SimpleNamespace(fast=lambda x, z, box=None: (torch.ones((), dtype=torch.float64), torch.full_like(x, torch.nan)))
     _check_fast(model, x, torch.ones(3, dtype=torch.int64), None, 1.0, 1.0, lambda *row: found.update({row[0]: Check(*row)}))
     assert [name for name, check in found.items() if check.passed] == ["fast forces: outputs have the wrong dtype, shape or layout"]
+
+
+class TestInsideOpenMM:
+    MODES = ("direct forces", "conservative forces", "direct forces in a box", "conservative forces in a box", "mts forces")
+
+    @staticmethod
+    def checks(path, backend):
+        found = [c for c in validate_model(path) if f"Reference, {backend}" in c.name]
+        return {c.name.rpartition(f"{backend} = torch, ")[2].partition(", ")[0]: c.passed for c in found}
+
+    @pytest.mark.parametrize("backend", ["TorchForce", "PythonForce"])
+    def test_each_backend_by_its_name(self, backend, tmp_path, monkeypatch):
+        monkeypatch.setattr("openmm_se3.force._choose_backend", lambda: backend)
+        assert self.checks(write_model(Faulty("none"), tmp_path / "model.pt"), backend) == dict.fromkeys(self.MODES, True)
+
+    def test_a_box_that_is_not_handed_on_is_found(self, tmp_path, monkeypatch):
+        made = validation.create_forces
+        monkeypatch.setattr(validation, "create_forces", lambda *a: made(*a[:5], False, *a[6:]))
+        found = self.checks(write_model(Faulty("none"), tmp_path / "model.pt"), "TorchForce")
+        assert found == {mode: "in a box" not in mode for mode in self.MODES}
 
 
 def test_no_golden_structure_without_a_box(tmp_path, monkeypatch):

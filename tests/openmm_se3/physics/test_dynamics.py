@@ -92,6 +92,28 @@ def test_blow_up_ends_the_run(tmp_path):
     assert energies.time[-1] < 0.5
 
 
+@pytest.mark.parametrize("message", ["Particle coordinate is NaN.  For more information, see", "Energy is infinite.", "atoms 1 (H) are not finite"])
+def test_numbers_that_are_not_finite_end_the_run(message, monkeypatch):
+    trace = one_atom_whose_step_raises(message, monkeypatch)
+    assert not trace.complete
+    assert len(trace.time) == 1
+
+
+def test_other_failures_are_no_blow_up(monkeypatch):
+    with pytest.raises(openmm.OpenMMException, match="out of memory"):
+        one_atom_whose_step_raises("Error creating array: CUDA_ERROR_OUT_OF_MEMORY, out of memory", monkeypatch)
+
+
+def one_atom_whose_step_raises(message, monkeypatch):
+    def step(self, steps):
+        raise openmm.OpenMMException(message)
+
+    monkeypatch.setattr(openmm.VerletIntegrator, "step", step)
+    system = openmm.System()
+    system.addParticle(1.0)
+    return run(system, openmm.VerletIntegrator(0.001), np.zeros((1, 3)), np.zeros((1, 3)), 1.0, platform="Reference")
+
+
 def test_multiple_time_steps_put_the_inner_force_inside():
     """A stiff force is stable only in the inner steps, all but what the second force takes over of it; the soft one acts every outer step."""
     system = openmm.System()

@@ -10,12 +10,14 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from openmm_se3.cli import app as cli
+from openmm_se3.errors import SimulationError
 from openmm_se3.physics import QUICK, Quantity, Section, validate_physics
 from openmm_se3.physics.molecules import molecule_names, starting_structure
 from openmm_se3.physics.reference import reference_curve, reference_molecules
 from openmm_se3.physics.report import Line, Panel, missed, read_report, report_table, write_report
 from openmm_se3.physics.torsion import CURVES
-from openmm_se3.physics.validate import MEASURES
+from openmm_se3.physics.validate import MEASURES, OF_MOLECULES
+from openmm_se3.simulation_files import alone
 from tests.openmm_se3.helpers import MODEL
 from tests.openmm_se3.physics.models import Morse, write_model
 
@@ -63,6 +65,12 @@ class TestReport:
         for piece in ("Title", "q", "2 ± 0.25 K", "MISSED", "a note"):
             assert piece in text
 
+    def test_brackets_are_no_markup(self):
+        console = Console(width=100, record=True, file=io.StringIO())
+        console.print(report_table([Section("a", "[/b]1", [Quantity("[/b]2", 2.0, "[/b]3")], notes=["in a folder [/b]4"])]))
+        text = console.export_text()
+        assert all(f"[/b]{k}" in text for k in (1, 2, 3, 4))
+
 
 class TestReferences:
     """The shipped DFT values are what they claim to be."""
@@ -109,7 +117,7 @@ class TestValidatePhysics:
         assert {name for name, share in seen if share == 1.0} == set(MEASURES)
         names = {p.name for p in (tmp_path / "out").iterdir()}
         pictures = {f"{m}.png" for m in ("continuity", "dissociation", "vibrations", "torsion", "heating", "equipartition")}
-        assert names == {"report.json", *pictures}
+        assert names == {"report.json", ".lock", *pictures}
         found = {q.name: q for s in sections for q in s.quantities}
         assert found["water: |F + dE/dx| / |dE/dx|"].verdict == "aim"
         assert 0 < found["water: lambda"].value < 1
@@ -142,6 +150,25 @@ class TestValidatePhysics:
         model = write_model(Morse(), tmp_path / "hydrogen.pt", elements=("H",))
         sections = validate_physics(model, tmp_path / "out", SHORT)
         assert {s.name for s in sections if s.quantities} == {"continuity", "dissociation"}
+        left_out = {s.name: s.notes[0].removeprefix("left out, with elements that the model was not trained on: ") for s in sections if s.notes}
+        assert {left_out[name] for name in OF_MOLECULES} == {"water"}
+        assert left_out["torsion"] == "ethanol H-O-C-C, butane C-C-C-C"
+        assert "methane" in left_out["vibrations"]
+        assert left_out["dissociation"] == "water O-H, water dimer O-O, ethanol C-C, methane dimer C-C"
+        assert left_out["continuity"] == "water dimer"
+
+    def test_a_model_that_was_not_trained_for_direct_forces(self, tmp_path):
+        """They are not held against it."""
+        model = write_model(Morse(swirl=5000.0), tmp_path / "energies.pt", untrained=["direct"])
+        sections = validate_physics(model, tmp_path / "out", SHORT, ("asymmetry", "loop-work", "continuity"))
+        assert [s.notes for s in sections] == [["direct forces left out: the model was not trained for them"]] * 3
+        assert [bool(s.quantities) for s in sections] == [False, False, True]
+        assert not [q.name for s in sections for q in s.quantities if "direct" in q.name]
+
+    def test_while_another_process_runs_there(self, morse, tmp_path):
+        with alone(tmp_path / "out"), pytest.raises(SimulationError, match="another process runs in"):
+            validate_physics(morse, tmp_path / "out", SHORT, ("torsion",))
+        assert not (tmp_path / "out" / "report.json").exists()
 
     def test_no_minimum_is_reported_and_the_rest_goes_on(self, morse, tmp_path, monkeypatch):
         monkeypatch.setattr("ase.optimize.LBFGS.run", lambda self, fmax, steps: False)

@@ -13,7 +13,7 @@ from openmm_se3.physics.subject import Subject
 from openmm_se3.physics.trajectory import read_dcd
 from openmm_se3.physics.water_box import measure_water_box, radial_distribution, water_box
 from openmm_se3.simulate import simulate
-from openmm_se3.simulation_files import read_log
+from openmm_se3.simulation_files import alone, read_log, write_settings
 from openmm_se3.simulation_settings import SimulationSettings
 from openmm_se3.structures import read_structure
 from tests.openmm_se3.physics.models import Morse, MorseWithFast, write_model
@@ -104,6 +104,15 @@ class TestMeasure:
         assert found["broken molecules at the end"].value > 0
         assert found["broken molecules at the end"].verdict == "missed"
         assert not (tmp_path / "water-box-direct").exists()
+
+    def test_a_run_before_its_first_checkpoint_is_not_swept_away(self, tmp_path):
+        """Another process may be in it."""
+        run = SimulationSettings(structure="water.pdb")
+        with alone(tmp_path / "run"):
+            write_settings(run, tmp_path / "run", None)
+            _, notes = water_box_module._simulate(run, tmp_path / "run", None)
+        assert (tmp_path / "run" / "settings.json").exists()
+        assert "another process runs in" in notes[0]
 
     def test_left_out_when_quick(self, tmp_path):
         subject = Subject(write_model(Morse(), tmp_path / "morse.pt"))
