@@ -33,7 +33,7 @@ def measure(module, batches):
         batch = module.collate(molecules)
         for way in seconds:
             if not keep_freed_memory(way == "kept"):
-                raise SystemExit("this C library has no mallopt; there is nothing to compare")
+                raise SystemExit("the C library has no mallopt, or an environment variable (GLIBC_TUNABLES, MALLOC_...) sets it; nothing to compare")
             for step in range(2):
                 module.network.zero_grad()
                 start = processor_time()

@@ -1,6 +1,6 @@
 """Training at ten times the learning rate: every preset ends with a clear report, not in a crash and not in silent zeros.
 
-    python -m benchmarks.diverging_training --runs runs/diverging --output benchmarks/diverging_training.json
+    python -m benchmarks diverging-training --runs runs/diverging --output benchmarks/diverging_training.json
 
 Each configuration trains on the small molecules of `tests/data/ani1x_sample.h5`, four in a batch, from random weights, its rate constant at ten
 times the largest that it asks for. The record says for each: how the run ended, its steps, the batches that were skipped and why, loss at start and

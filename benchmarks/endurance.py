@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.records import save, settings_of
 from benchmarks.systems import NAMES, write_structure
-from benchmarks.workers import Worker, ours
+from benchmarks.workers import Stepper, ours
 
 
 def main():
@@ -31,7 +31,7 @@ def main():
         parser.error(f"--blocks must be at least 10, and --steps no fewer than that; got {arguments.blocks} and {arguments.steps}")
     with tempfile.TemporaryDirectory() as directory:
         structure, n_atoms = write_structure(arguments.system, directory)
-        worker = Worker(ours(arguments.model, arguments.mode, platform=arguments.platform, threads=arguments.threads), structure)
+        worker = Stepper(ours(arguments.model, arguments.mode, platform=arguments.platform, threads=arguments.threads), structure)
         blocks = [worker.block(arguments.steps // arguments.blocks, "steps") for _ in range(arguments.blocks)]
         worker.close()
     end = arguments.blocks // 10

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from tests.training.helpers import NUMBERS, evaluate, random_cluster, random_orthogonal, transform
+from benchmarks.clusters import NUMBERS, evaluate, random_cluster, random_orthogonal, transform
 from training.checkpoint import load_checkpoint, load_exported
 from training.network import NetworkConfig, ReferenceConfig, build_network
 from training.network.attention import EquivariantAttention
@@ -86,10 +86,7 @@ def print_table(form: str, errors: Report) -> None:
 
 def write(reports: dict[str, Report], directory: Path) -> None:
     """The errors as CSV, and a picture of them."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / "equivariance.csv", "w", newline="") as file:
@@ -99,7 +96,8 @@ def write(reports: dict[str, Report], directory: Path) -> None:
             for (layer, degree), cell in errors.items():
                 for (transformation, dtype), error in cell.items():
                     writer.writerow([form, layer, degree, transformation, str(dtype).removeprefix("torch."), f"{error:.3g}"])
-    figure, axes = pyplot.subplots(len(reports), 1, figsize=(11, 3.2 * len(reports)), constrained_layout=True, squeeze=False)
+    figure = Figure(figsize=(11, 3.2 * len(reports)), layout="constrained")
+    axes = figure.subplots(len(reports), 1, squeeze=False)
     for axis, (form, errors) in zip(axes[:, 0], reports.items(), strict=True):
         layers = list(dict.fromkeys(layer for layer, _ in errors))
         for (transformation, dtype), marker in zip([(t, d) for t in TRANSFORMATIONS for d in DTYPES], "o.x+", strict=True):
@@ -113,7 +111,6 @@ def write(reports: dict[str, Report], directory: Path) -> None:
         axis.set_xticks(range(len(layers)), layers, rotation=90, fontsize=6)
         axis.legend(fontsize=6)
     figure.savefig(directory / "equivariance.png", dpi=110)
-    pyplot.close(figure)
 
 
 def main():

@@ -301,8 +301,10 @@ def main():
                     print(line_of_check(row), flush=True)
                 store()
             structures = dict(zip(names, written, strict=True))
-        for record["systems"] in measure_speed(arguments, modes, structures) if "speed" in parts else ():
-            store()
+        if "speed" in parts:
+            for systems in measure_speed(arguments, modes, structures):
+                record["systems"] = systems
+                store()
         if "operators" in parts:
             small = {name: path for name, (path, n_atoms) in structures.items() if n_atoms < 1000}
             record["operators"] = count_operators(arguments.model, modes, dict(list(small.items())[:3]), "cuda" if on_gpu else "cpu")

@@ -13,12 +13,10 @@ from benchmarks.workers import ours
 
 def plot(results, picture):
     """Time per step over atoms, both logarithmic, with a line of slope one through the first point of each row."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(6, 4.5), constrained_layout=True)
+    figure = Figure(figsize=(6, 4.5), layout="constrained")
+    axis = figure.subplots()
     for k, label in enumerate(next(iter(results.values()))["rows"]):
         points = [(s["n_atoms"], s["rows"][label]["ms_per_step"]) for s in results.values() if "ms_per_step" in s["rows"].get(label, {})]
         if points:
@@ -28,7 +26,6 @@ def plot(results, picture):
     axis.set(xscale="log", yscale="log", xlabel="atoms", ylabel="ms per step (dotted: linear)")
     axis.legend()
     figure.savefig(picture, dpi=130)
-    pyplot.close(figure)
 
 
 def main():

@@ -95,7 +95,7 @@ def resident_mb():
         with open("/proc/self/status") as file:
             return next(float(line.split()[1]) / 1024 for line in file if line.startswith("VmHWM"))
     except OSError:  # no Linux: the figure may be that of the process that started this one, if it was larger
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)  # bytes there, else kB
 
 
 def cuda_peak_mb():

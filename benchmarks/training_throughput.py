@@ -9,9 +9,6 @@ first step of each is not counted.
 """
 
 import argparse
-import json
-import os
-import subprocess
 import sys
 import tempfile
 from dataclasses import fields
@@ -20,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.records import save, settings_of
-from benchmarks.workers import ROOT
+from benchmarks.workers import Worker
 
-WORKER = Path(__file__).with_name("training_worker.py")
+TRAINING_WORKER = Path(__file__).with_name("training_worker.py")
 
 
 def write_batches(packed, n_batches, molecules, path):
@@ -40,29 +37,6 @@ def write_batches(packed, n_batches, molecules, path):
         batch = collate(next(stream))
         arrays |= {f"{k}/{f.name}": getattr(batch, f.name).numpy() for f in fields(batch)}
     np.savez(path, **arrays)
-
-
-def start(network, interpreter, path, threads):
-    """A worker that waits for its first line."""
-    environment = os.environ | {k: str(threads) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    if interpreter == sys.executable:
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), environment.get("PYTHONPATH"))))
-    command = [interpreter, str(WORKER), network, str(path), "--threads", str(threads)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-
-
-def step(process):
-    """One optimizer step of a worker."""
-    try:
-        process.stdin.write("step\n")
-        process.stdin.flush()
-    except BrokenPipeError:
-        pass  # it has ended; what it said follows
-    for line in process.stdout:
-        if line.startswith("{"):
-            return json.loads(line)
-    _, said = process.communicate()
-    raise RuntimeError(said[-2000:])
 
 
 def rates_of(records):
@@ -93,15 +67,16 @@ def main():
         write_batches(arguments.packed, arguments.batches, arguments.molecules, path)
         workers = {}
         for label, (network, interpreter) in rows.items():  # one after the other, up to the end of the first steps
-            workers[label] = start(network, interpreter, path, arguments.threads)
+            given = [network, str(path), "--threads", str(arguments.threads)]
+            workers[label] = Worker(interpreter, TRAINING_WORKER, given, arguments.threads)
             for _ in range(arguments.batches if "compiled" in label else 1):
-                step(workers[label])
+                workers[label].ask("step")
         records = {label: [] for label in rows}
         for _ in range(arguments.batches * arguments.repeats):
             for label, worker in workers.items():
-                records[label].append(step(worker))
+                records[label].append(worker.ask("step"))
         for worker in workers.values():
-            worker.communicate()
+            worker.close()
     rates = rates_of(records)
     for label, rate in rates.items():
         ratios = "  ".join(f"{rate / rates[other]:6.2f} x {other}" for other in list(rows)[len(rows) - len(arguments.peer) :] if other != label)

@@ -1,15 +1,16 @@
-"""Potentials that step beside each other, each in a process of its own, their blocks interleaved."""
+"""Potentials that step, or networks that train, beside each other, each in a process of its own, their blocks interleaved."""
 
 import json
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-WORKER = Path(__file__).with_name("speed_worker.py")
+SPEED_WORKER = Path(__file__).with_name("speed_worker.py")
 
 
 class WorkerError(RuntimeError):
@@ -53,36 +54,73 @@ def peers(arguments, **settings):
 
 
 class Worker:
-    """One row on one structure."""
+    """A script in a process of its own, which answers each line with a JSON record.
 
-    def __init__(self, row, structure):
+    Parameters
+    ----------
+    interpreter : str
+        The Python that runs it; this one finds the packages of this checkout.
+    script : Path
+        Reads lines from standard input until their end.
+    arguments : list of str
+        Of the script.
+    threads : int or None
+        Of torch and of OpenMM's CPU platform; None leaves the choice to them.
+    """
+
+    def __init__(self, interpreter, script, arguments, threads=None):
         environment = dict(os.environ)
-        if row.interpreter == sys.executable:
+        if interpreter == sys.executable:
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), environment.get("PYTHONPATH"))))
-        if row.threads:
-            environment |= {k: str(row.threads) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENMM_CPU_THREADS")}
-        command = [row.interpreter, str(WORKER), row.potential, str(structure), "--platform", row.platform]
+        if threads:
+            environment |= {k: str(threads) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENMM_CPU_THREADS")}
+        # A file, since a pipe that nobody reads would stop the process once it is full.
+        self.said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
-        self.records = []
+        self.process = subprocess.Popen([interpreter, str(script), *arguments], stdin=pipe, stdout=pipe, stderr=self.said, text=True, env=environment)
 
-    def block(self, amount, kind="seconds"):
-        """Time one block, ``seconds`` long or of a number of ``steps``; the first one also waits for the start."""
+    def ask(self, line):
+        """Its record on one line; the first one also waits for the start.
+
+        Raises
+        ------
+        WorkerError
+            If it ends without one.
+        """
         try:
-            self.process.stdin.write(f"{kind} {amount}\n")
+            self.process.stdin.write(line + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:
             pass  # it has ended; what it said follows
-        for line in self.process.stdout:
-            if line.startswith("{"):
-                self.records.append(json.loads(line))
-                return self.records[-1]
-        _, said = self.process.communicate()
-        raise WorkerError(said[-2000:].strip() or f"ended with status {self.process.returncode}")
+        for answer in self.process.stdout:
+            if answer.startswith("{"):
+                return json.loads(answer)
+        self.process.communicate()
+        self.said.seek(0)
+        said = self.said.read()[-2000:].strip()
+        self.said.close()
+        raise WorkerError(said or f"ended with status {self.process.returncode}")
 
     def close(self):
-        """End the process; median of the blocks."""
+        """End the process."""
         self.process.communicate()
+        self.said.close()
+
+
+class Stepper(Worker):
+    """One row on one structure."""
+
+    def __init__(self, row, structure):
+        super().__init__(row.interpreter, SPEED_WORKER, [row.potential, str(structure), "--platform", row.platform], row.threads)
+        self.records = []
+
+    def block(self, amount, kind="seconds"):
+        """Time one block, ``seconds`` long or of a number of ``steps``."""
+        self.records.append(self.ask(f"{kind} {amount}"))
+        return self.records[-1]
+
+    def summary(self):
+        """The last record, with the medians of the blocks."""
         out = dict(self.records[-1])
         for key in ("ms_per_step", "cpu_ms_per_step", "cpu_per_wall"):
             out[key] = statistics.median(r[key] for r in self.records)
@@ -97,7 +135,7 @@ def measure(structure, rows, blocks, seconds):
     workers, results = {}, {}
     # One after the other: a worker that has started waits, and waiting costs nothing.
     for label, row in rows.items():
-        worker = Worker(row, structure)
+        worker = Stepper(row, structure)
         try:
             worker.block(0.0)
             worker.records.clear()
@@ -111,7 +149,9 @@ def measure(structure, rows, blocks, seconds):
             except WorkerError as error:
                 results[label] = {"error": str(error)}
                 del workers[label]
-    results |= {label: worker.close() for label, worker in workers.items()}
+    for label, worker in workers.items():
+        worker.close()
+        results[label] = worker.summary()
     return {label: results[label] for label in rows}
 
 

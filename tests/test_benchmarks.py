@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import openmm
@@ -9,7 +10,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from benchmarks import speed_worker
 from benchmarks.__main__ import BENCHMARKS, app, path_of
+from benchmarks.workers import Worker, WorkerError
 from openmm_se3.binding import FORCE_MODES
 from tests.openmm_se3.physics.models import MorseWithGradient, write_model
 from tests.training.helpers import sample_dataset
@@ -64,6 +67,22 @@ def test_a_row_that_fails_does_not_stop_the_others(speed):
     assert rows["direct"]["ms_per_step"] > 0
     assert "KeyError: 'nonsense'" in rows["nonsense"]["error"]
     assert "FAILED: KeyError: 'nonsense'" in output
+
+
+def test_a_worker_that_says_much_goes_on_and_the_end_of_it_is_told(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import json, sys\nprint(2**20 * '-', file=sys.stderr)\nprint(json.dumps({'line': input()}))\nsys.exit('the end')\n")
+    worker = Worker(sys.executable, script, [], threads=1)
+    assert worker.ask("one") == {"line": "one"}
+    with pytest.raises(WorkerError, match=r"-\nthe end$"):
+        worker.ask("two")
+
+
+def test_peak_memory_in_bytes_as_macos_tells_it(monkeypatch):
+    monkeypatch.setattr(speed_worker, "open", lambda _: (_ for _ in ()).throw(OSError()), raising=False)
+    monkeypatch.setattr(speed_worker.resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=300 * 2**20))
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert speed_worker.resident_mb() == 300
 
 
 def test_all_modes_are_those_of_the_model(tmp_path):

@@ -15,7 +15,6 @@ from training.checkpoint import CheckpointError
 from training.config import ConfigError
 from training.data.frames import DataError
 from training.nbody.commands import app as nbody_app
-from training.units import KCAL_PER_MOL_PER_EV
 
 if TYPE_CHECKING:
     from training.run import TrainingStopped
@@ -77,9 +76,8 @@ def prepare_command(
 ) -> None:
     """Pack data files into one memory-mapped data set."""
     from training.align import ModelReference
-    from training.data.packed import STRANGE_FORCES
     from training.data.prepare import prepare
-    from training.data.self_energy import suspicious_unit
+    from training.data.summary import print_summary
 
     try:
         with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console) as bar:
@@ -111,60 +109,7 @@ def prepare_command(
                 in_parts = dataset.frames_tested_on_parts()
     except _EXPECTED as error:
         raise _fail(error) from None
-    m = dataset.metadata
-    table = Table("energies (kcal/mol)", "mean", "standard deviation", title="before and after subtracting self-energies (Table 3.1 of the thesis)")
-    for label, key in (("total", "total"), ("without self-energies", "residual"), ("without self-energies, per atom", "residual_per_atom")):
-        table.add_row(label, *(f"{m['statistics'][key][k] * KCAL_PER_MOL_PER_EV:,.3f}" for k in ("mean", "std")))
-    console.print(table)
-    if "force_rms" in m["statistics"]:
-        console.print(f"force components: root mean square {m['statistics']['force_rms'] * KCAL_PER_MOL_PER_EV:.3f} kcal/mol/Å", highlight=False)
-        strange = m["statistics"]["strange_forces"]
-        if strange:
-            note = f"{strange:,} frames have forces {STRANGE_FORCES:g} times as large as usual (the first: {m['statistics']['first_strange_forces']})"
-            console.print(f"{note}; they are not among the root mean square, but are trained on: look at them", style="bold yellow", highlight=False)
-    units = ", ".join(f"{name} in {unit}" for name, unit in m["units_read"].items())
-    console.print(f"read: {units}", highlight=False)
-    doubt = suspicious_unit(m)
-    if doubt is not None:
-        console.print(doubt, style="bold yellow", highlight=False)
-    listed = ", ".join(f"{s} {e:.6f}" for s, e in m["self_energies"].items())
-    console.print(f"self-energies in eV ({m['self_energies_origin']}): {listed}", highlight=False)
-    if not m["self_energies_determined"]:
-        note = "the formulas are too few to tell the elements apart: these self-energies mean something in sums alone"
-        console.print(f"{note}; give others by --self-energies or --align-to", style="bold yellow", highlight=False)
-    frames = ", ".join(f"{s} {n:,}" for s, n in m["split_frames"].items())
-    if hold_out_molecules:
-        of_splits = ", ".join(f"{s} {n:,}" for s, n in m["left_out_of"].items())
-        frames += f", left out {m['left_out_frames']:,}, which have a held-out molecule ({of_splits})"
-    console.print(f"{m['n_frames']:,} frames of {len(m['formulas']):,} formulas: {frames}", highlight=False)
-    for split, fraction in m["split_fractions"].items():
-        if fraction > 0 and not m["split_frames"][split]:
-            remedy = "give other fractions, or split frame by frame with --split-by frame" if split_by == "formula" else "there are too few frames"
-            if m.get("left_out_of", {}).get(split):
-                remedy = "every frame of it has a molecule of the test split; give other fractions"
-            console.print(f"the {split} split is empty, though {fraction:g} was asked for: {remedy}", style="bold yellow", highlight=False)
-    for split, files in m["split_files"].items():
-        if files and not m["split_frames"][split]:
-            left_out = m.get("left_out_of", {}).get(split)
-            reason = "every frame of its files has a molecule of the test split" if left_out else "its files hold no usable frame"
-            console.print(f"the {split} split is empty: {reason}; give other files", style="bold yellow", highlight=False)
-        known = dataset.frames_of_trained_formulas(split) if files else 0
-        if known:
-            note = f"{split}: {known:,} of {m['split_frames'][split]:,} frames are of formulas that are trained on, too"
-            console.print(f"{note}; errors there are those on known molecules", style="bold yellow", highlight=False)
-    if in_parts:
-        note = f"test: {in_parts:,} of {m['split_frames']['test']:,} frames are of molecules that are trained on in pairs or clusters"
-        note += ", whose formulas are others; errors there are not those on unseen molecules: --hold-out-molecules leaves those pairs out"
-        console.print(note, style="bold yellow", highlight=False)
-    for shift in m.get("level_shifts", []):
-        parts = ", ".join(f"{symbol} {e:.4f}" for symbol, e in shift["per_element_ev"].items())
-        before, after = (shift["rms_per_atom_ev"][k] * KCAL_PER_MOL_PER_EV for k in ("before", "after"))
-        level = f" ({shift['level_of_theory']})" if shift["level_of_theory"] else ""
-        taken = f"; taken for {', '.join(shift['taken_for'])} too" if shift["taken_for"] else ""
-        errors = f"RMS per atom {before:.3f}, after that {after:.3f} kcal/mol"
-        console.print(f"{shift['source']}{level} against {m['aligned_to']} in eV: {parts}; {errors}{taken}", highlight=False, markup=False)
-    for reason, n in m["skipped"].items():
-        console.print(f"skipped {n:,} frames: {reason}", highlight=False)
+    print_summary(dataset, in_parts, console)
 
 
 @app.command("fit")

@@ -73,7 +73,7 @@ def ablate(variants: dict[str, FitConfig], output: Path, **trainer: Any) -> list
 
     Raises
     ------
-    ConfigError, DataError, CheckpointError
+    ConfigError, DataError, CheckpointError, FileExistsError, NotADirectoryError, NonFiniteTraining, TrainingStopped
         As `fit`.
     ValueError
         If a run was never validated.

@@ -6,11 +6,14 @@ step (`python -m benchmarks allocator`).
 """
 
 import ctypes
+import os
 
 # Of glibc's malloc.h: the number of a parameter, and what it is by default.
 _MMAP_MAX, _DEFAULT_MMAP_MAX = -4, 65536
 _TRIM_THRESHOLD, _DEFAULT_TRIM_THRESHOLD = -1, 128 * 1024
 _NEVER = -1
+#: By these a user has decided already.
+_VARIABLES = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES"}
 
 
 def keep_freed_memory(keep: bool = True) -> bool:
@@ -26,8 +29,11 @@ def keep_freed_memory(keep: bool = True) -> bool:
     Returns
     -------
     bool
-        Whether the C library has these parameters; musl, macOS and Windows do not, and there nothing changes.
+        Whether it was set. It is not where an environment variable sets glibc's parameters, nor where the C library has none such, as musl's,
+        that of macOS and that of Windows.
     """
+    if _VARIABLES & set(os.environ):
+        return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # CDLL(None) is the process itself, which Windows cannot name

@@ -1,7 +1,6 @@
 """What a run leaves behind while it goes: a CSV log, a learning-curve picture, a progress bar."""
 
 import csv
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import lightning
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from training.files import replacing
 from training.module import TrainingModule
 from training.units import KCAL_PER_MOL_PER_EV
 
@@ -66,11 +66,10 @@ class CsvLog(lightning.Callback):
         if not trainer.is_global_zero:
             return
         rows = [r for r in read_log(self.path) if int(r["step"]) <= trainer.global_step] if self.path.exists() else []
-        with open(self.path.with_suffix(".tmp"), "w", newline="") as file:
+        with replacing(self.path) as partial, open(partial, "w", newline="") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(self.path.with_suffix(".tmp"), self.path)
 
     def _errors(self, errors: dict[str, float], prefix: str) -> dict[str, float]:
         return {f"{prefix}_{k}": v * self.unit for k, v in errors.items() if f"{prefix}_{k}" in self.columns}
@@ -104,13 +103,11 @@ def read_log(path: Path) -> list[dict[str, str]]:
 
 def plot_learning_curves(log: Path, picture: Path) -> None:
     """Draw training and validation errors over the steps of a log."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     rows = read_log(log)
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), constrained_layout=True)
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.subplots(1, 2)
     panels = (("energy", "energy RMSE (kcal/mol)", ("energy_rmse",)), ("force", "force RMSE (kcal/mol/Å)", ("force_rmse", "conservative_force_rmse")))
     for axis, (_, label, keys) in zip(axes, panels, strict=True):
         for key in keys:
@@ -122,10 +119,8 @@ def plot_learning_curves(log: Path, picture: Path) -> None:
         if axis.lines:
             axis.set_yscale("log")
             axis.legend()
-    temporary = picture.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=130)
-    pyplot.close(figure)
-    os.replace(temporary, picture)
+    with replacing(picture) as partial:
+        figure.savefig(partial, dpi=130)
 
 
 class ProgressDisplay(lightning.Callback):

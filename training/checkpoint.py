@@ -14,6 +14,7 @@ from openmm_se3.errors import ModelFileError
 from openmm_se3.model_file import ModelMetadata, load_model, read_attachment
 from training.config import ConfigError, FitConfig, parse_config
 from training.data.frames import DataError
+from training.files import replacing
 from training.network import AnyNetwork, AnyNetworkConfig, build_network
 from training.units import ANGSTROM_PER_NM, KJ_PER_MOL_PER_EV
 
@@ -44,15 +45,12 @@ class SafeCheckpointIO(TorchCheckpointIO):
         """
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(target.name + ".partial")
         try:
-            with open(partial, "wb") as file:
+            with replacing(target) as partial, open(partial, "wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(partial, target)
         except (OSError, RuntimeError) as error:
-            partial.unlink(missing_ok=True)
             message = f"cannot write checkpoint {target}: {error}. The last good checkpoint is kept; free some space and resume."
             raise CheckpointError(message) from error
 

@@ -33,11 +33,13 @@ class ConfigError(ValueError):
     """The configuration is not usable; the message names the key, what was expected and what came."""
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A part of a configuration: unknown keys and what is not finite are refused."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class LossConfig(_Section):
+class LossConfig(Section):
     """Weights of equation 3.2; each term is normalised by the spread of its labels before it is weighted.
 
     Attributes
@@ -62,7 +64,7 @@ class LossConfig(_Section):
         return tuple(name for name, weight in weights.items() if weight > 0)
 
 
-class OptimizerConfig(_Section):
+class OptimizerConfig(Section):
     """Optimizer, learning-rate schedule and clipping of the gradient norm.
 
     Attributes
@@ -92,7 +94,7 @@ class OptimizerConfig(_Section):
         return self
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """How long, in what portions, how often to look."""
 
     max_steps: PositiveInt = 100_000
@@ -105,7 +107,7 @@ class RunConfig(_Section):
     compile: bool = False
 
 
-class FitConfig(_Section):
+class FitConfig(Section):
     """Everything `fit` needs besides the output directory.
 
     Attributes

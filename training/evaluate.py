@@ -230,9 +230,9 @@ def _evaluate_packed(
         frames = frames[np.linspace(0, len(frames) - 1, max_frames).astype(int)]
     if len(frames) == 0:
         raise DataError(f"{data}: no frame in split {split!r}")
-    collate = Collator(dataset, evaluator.atomic_numbers, evaluator.cutoff)
     # Labels and model may have been given different self-energies: compare total energies, in float64.
-    collate.self_energies = evaluator.self_energy_table(() if align_energies else dataset.metadata["elements"])
+    references = evaluator.self_energy_table(() if align_energies else dataset.metadata["elements"])
+    collate = Collator(dataset, evaluator.atomic_numbers, evaluator.cutoff, references)
     with_forces = dataset.forces is not None
     sampler = SizeSampler(frames, np.diff(dataset.offsets)[frames], 100, 25_000, 0)
     errors = ErrorSums()
@@ -255,7 +255,8 @@ def _evaluate_packed(
                 errors.add("conservative_force", gradient - batch.forces)
                 errors.add("direct_minus_conservative_force", direct - gradient)
             for kind, forces in (("direct", direct), ("conservative", gradient)):
-                if forces is not None and kind not in evaluator.description.get("untrained", ()):
+                drawn = output is not None and kind not in evaluator.description.get("untrained", ())
+                if drawn and forces is not None:
                     pairs = np.stack([batch.forces.numpy().ravel(), forces.detach().numpy().ravel()])
                     force_pairs.setdefault(kind, []).append(pairs)
         if keep:
@@ -283,8 +284,8 @@ def _evaluate_packed(
     metrics |= with_units(errors)
     if output is not None:
         (output / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
-        drawn = {kind: np.concatenate(pairs, axis=1) for kind, pairs in force_pairs.items()}
-        plot_parity(label, label + difference, drawn, output / "parity.png")
+        pairs_of = {kind: np.concatenate(pairs, axis=1) for kind, pairs in force_pairs.items()}
+        plot_parity(label, label + difference, pairs_of, output / "parity.png")
         if keep:
             of_frames = [Prediction(frame, float(e), direct, gradient) for (frame, direct, gradient), e in zip(kept, difference, strict=True)]
             write_predictions(output / "predictions.xyz", dataset, of_frames)
@@ -303,14 +304,12 @@ def with_units(errors: ErrorSums) -> dict[str, float]:
 
 def plot_parity(labels: np.ndarray, predictions: np.ndarray, forces: dict[str, np.ndarray], picture: Path) -> None:
     """Draw predicted against labelled energies and force components of each kind, with RMSE in the title; eV in, kcal/mol out."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     panels = [("energy relative to self-energies (kcal/mol)", labels, predictions)]
     panels += [(f"{kind} force component (kcal/mol/Å)", pair[0], pair[1]) for kind, pair in forces.items()]
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(5.5 * len(panels), 5), constrained_layout=True, squeeze=False)
+    figure = Figure(figsize=(5.5 * len(panels), 5), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)
     for axis, (title, x, y) in zip(axes[0], panels, strict=True):
         x, y = x * KCAL_PER_MOL_PER_EV, y * KCAL_PER_MOL_PER_EV
         rmse = float(np.sqrt(np.mean(np.square(x - y))))
@@ -319,4 +318,3 @@ def plot_parity(labels: np.ndarray, predictions: np.ndarray, forces: dict[str, n
         axis.plot(ends, ends, color="black", lw=0.7)
         axis.set(xlabel=f"label: {title}", ylabel="model", title=f"RMSE {rmse:.2f}", aspect="equal")
     figure.savefig(picture, dpi=130)
-    pyplot.close(figure)

@@ -1,8 +1,7 @@
 """`export`: a checkpoint, or those of a committee, in; one TorchScript file that keeps the contract out."""
 
-import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from openmm_se3.validation import Check, validate_model
 from training.checkpoint import FAST_FILE, NETWORK_FILE, TOLD_OF_DATA, LoadedCheckpoint, attach_network, load_checkpoint, load_exported
 from training.committee import ExportedCommittee
 from training.exported import ExportedModel, ExportedModelWithFast
+from training.files import replacing
 from training.network import AnyNetworkConfig, ReferenceConfig
 from training.units import ANGSTROM_PER_NM, KJ_PER_MOL_PER_EV
 
@@ -148,6 +148,61 @@ def _training_data(loaded: LoadedCheckpoint) -> dict[str, Any]:
     return told if start is None else told | {"initial_model": Path(start).stem}  # a name: nobody else has these folders
 
 
+def _self_energies(members: Sequence[LoadedCheckpoint]) -> dict[str, float]:
+    """In kJ/mol, of the elements that all members have some of: total energies are the model's plus these, so means go with its mean."""
+    return {
+        s: sum(m.data["self_energies"][s] for m in members) / len(members) * KJ_PER_MOL_PER_EV
+        for s in members[0].data["self_energies"]
+        if all(s in m.data["self_energies"] for m in members)
+    }
+
+
+def _eager_model(members: Sequence[LoadedCheckpoint], inner: LoadedCheckpoint | None, elements: tuple[str, ...]) -> ExportedModel:
+    """One model of all members, or of one with a fast network for inner steps; `elements` are those that it announces."""
+    networks = [m.network for m in members]
+    atomic_numbers, trained = (tuple(NUMBER_OF_SYMBOL[s] for s in symbols) for symbols in (members[0].config.network.elements, elements))
+    model: ExportedModel
+    if len(members) > 1:
+        model = ExportedCommittee(networks, atomic_numbers, trained)
+    elif inner is not None:
+        model = ExportedModelWithFast(networks[0], inner.network, atomic_numbers, trained)
+    else:
+        model = ExportedModel(networks[0], atomic_numbers, trained)
+    model.eval()
+    return model
+
+
+def check_parity(scripted: Callable[..., Any], golden: Sequence[GoldenStructure]) -> None:
+    """Compare a scripted module, in float64, with what the eager one gave.
+
+    Raises
+    ------
+    ExportError
+        Where they differ, or either is not finite.
+    """
+    for g in golden:
+        box = None if g.box_vectors_nm is None else torch.tensor(g.box_vectors_nm, dtype=torch.float64)
+        energy, forces = scripted(torch.tensor(g.positions_nm, dtype=torch.float64), torch.tensor(g.atomic_numbers), box)
+        expected = torch.tensor(g.forces, dtype=torch.float64)
+        of_energy = abs(float(energy) - g.energy) / max(abs(g.energy), 1.0)
+        of_forces = float((forces - expected).abs().max() / expected.abs().max())
+        difference = np.max([of_energy, of_forces])  # Python's max passes NaN over
+        if not difference <= PARITY_LIMIT:
+            raise ExportError(f"scripted and eager module differ by {difference:.2e} on {g.name}, more than {PARITY_LIMIT:.0e}")
+
+
+def _save_validated(scripted: torch.jit.ScriptModule, extra: dict[str, str | bytes], output: Path) -> list[Check]:
+    """Write the file, which appears only if it passes all checks."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(output) as partial:
+        torch.jit.save(scripted, str(partial), _extra_files=extra)
+        checks = validate_model(partial)
+        failed = [f"{c.name}: {c.value:.2e} exceeds {c.limit:.0e}" for c in checks if not c.passed]
+        if failed:
+            raise ExportError("the exported model does not keep the contract: " + "; ".join(failed))
+    return checks
+
+
 def export(
     checkpoints: Path | Sequence[Path],
     output: Path,
@@ -190,6 +245,8 @@ def export(
     ------
     FileExistsError
         If `output` exists and `overwrite` is False.
+    CheckpointError, DataError, ConfigError
+        If a checkpoint or exported file cannot be read, or lacks its network.
     ExportError
         If the network has no mirror symmetry, the members of a committee do not belong together, the fast network does not fit, the scripted
         module differs from the eager one, or a check fails; `output` is then not written.
@@ -200,46 +257,26 @@ def export(
     if fast is not None and len(paths) > 1:
         raise ExportError("a committee has no fast network; export one of its members with it")
     members = _read_committee(paths)
-    before = members[0].released_with if len(members) == 1 else {}
     config = members[0].config.network
-    # Total energies are the model's plus these, so those of the mean are the mean of the members'.
-    self_energies = {
-        s: sum(m.data["self_energies"][s] for m in members) / len(members) * KJ_PER_MOL_PER_EV
-        for s in members[0].data["self_energies"]
-        if all(s in m.data["self_energies"] for m in members)
-    }
+    inner = members[0].fast if fast is None else _read_fast(fast, paths[0], config)
+    self_energies = _self_energies(members)
     # An element without one is in no data that any member was trained on: its weights are the random ones of the beginning.
     elements = tuple(s for s in config.elements if s in self_energies)
-    atomic_numbers, trained = (tuple(NUMBER_OF_SYMBOL[s] for s in symbols) for symbols in (config.elements, elements))
-    networks = [m.network for m in members]
-    inner = members[0].fast if fast is None else _read_fast(fast, paths[0], config)
-    model: ExportedModel
-    if len(members) > 1:
-        model = ExportedCommittee(networks, atomic_numbers, trained)
-    elif inner is not None:
-        model = ExportedModelWithFast(networks[0], inner.network, atomic_numbers, trained)
-    else:
-        model = ExportedModel(networks[0], atomic_numbers, trained)
-    model.eval()
+    model = _eager_model(members, inner, elements)
     scripted = torch.jit.script(model)
     model.to(torch.float64)
     scripted.to(torch.float64)
     golden = golden_structures(model, elements)
-    for g in golden:
-        box = None if g.box_vectors_nm is None else torch.tensor(g.box_vectors_nm, dtype=torch.float64)
-        energy, forces = scripted(torch.tensor(g.positions_nm, dtype=torch.float64), torch.tensor(g.atomic_numbers), box)
-        expected = torch.tensor(g.forces, dtype=torch.float64)
-        difference = max(abs(float(energy) - g.energy) / max(abs(g.energy), 1.0), float((forces - expected).abs().max() / expected.abs().max()))
-        if not difference <= PARITY_LIMIT:
-            raise ExportError(f"scripted and eager module differ by {difference:.2e} on {g.name}, more than {PARITY_LIMIT:.0e}")
+    check_parity(scripted, golden)
     scripted.to(torch.float32)
+    before = members[0].released_with if len(members) == 1 else {}
     metadata = ModelMetadata(
         format_version=FORMAT_VERSION,
         name=output.stem,
         elements=list(elements),
         cutoff_nm=config.cutoff / ANGSTROM_PER_NM,
         n_layers=max(m.config.network.num_layers for m in members),
-        n_parameters=sum(p.numel() for network in networks for p in network.parameters()),
+        n_parameters=sum(p.numel() for m in members for p in m.network.parameters()),
         units={"positions": "nm", "energy": "kJ/mol", "forces": "kJ/mol/nm"},
         self_energies=self_energies,
         level_of_theory=level_of_theory or members[0].data["level_of_theory"] or "unspecified",
@@ -261,15 +298,4 @@ def export(
         extra[NETWORK_FILE] = attach_network(members[0])
     if inner is not None:
         extra[FAST_FILE] = attach_network(inner)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name("partial-" + output.name)
-    try:
-        torch.jit.save(scripted, str(partial), _extra_files=extra)
-        checks = validate_model(partial)
-        failed = [f"{c.name}: {c.value:.2e} exceeds {c.limit:.0e}" for c in checks if not c.passed]
-        if failed:
-            raise ExportError("the exported model does not keep the contract: " + "; ".join(failed))
-        os.replace(partial, output)
-    finally:
-        partial.unlink(missing_ok=True)
-    return checks
+    return _save_validated(scripted, extra, output)

@@ -180,13 +180,11 @@ def _write_table(stem: Path, rows: list[dict[str, Any]], caption: str) -> list[P
 
 def plot_errors(run: Run, quantity: str, picture: Path) -> Path | None:
     """Draw training and validation errors of ``energy`` or ``force`` over the steps, and where the learning rate drops; None without any."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     kinds = tuple(reversed(run.config.loss.forces)) if quantity == "force" else (quantity,)
-    figure, axis = pyplot.subplots(figsize=(6, 4), constrained_layout=True)
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axis = figure.subplots()
     for color, kind in enumerate(kinds):
         name = kind.replace("_", " ")
         for split, style in (("train", {"alpha": 0.4, "lw": 0.8}), ("validation", {"marker": "o", "ms": 3})):
@@ -194,7 +192,6 @@ def plot_errors(run: Run, quantity: str, picture: Path) -> Path | None:
             if points:
                 axis.plot(*zip(*points, strict=True), color=f"C{color}", label=f"{name}, {split}", **style)
     if not axis.lines:
-        pyplot.close(figure)
         return None
     if run.config.optimizer.schedule == "steps":
         for milestone in run.config.optimizer.milestones:
@@ -203,5 +200,4 @@ def plot_errors(run: Run, quantity: str, picture: Path) -> Path | None:
     axis.set(xlabel="optimizer step", ylabel=_QUANTITIES[quantity], title=run.name, yscale="log")
     axis.legend()
     figure.savefig(picture, dpi=130)
-    pyplot.close(figure)
     return picture

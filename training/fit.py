@@ -32,7 +32,7 @@ def fit(config: FitConfig | None, output: Path, resume: bool = False, accelerato
     resume : bool
         Continue the run in `output` from its last checkpoint; the result is that of the uninterrupted run.
     accelerator, devices, nodes
-        Handed to `lightning.Trainer`. With more than one device there is a process for each; every one takes batches of its own, and a
+        See `training.run.train`. With more than one device there is a process for each; every one takes batches of its own, and a
         step is that of all of these together, as one process would take it. A run is resumed with as many as before.
 
     Returns
@@ -43,12 +43,18 @@ def fit(config: FitConfig | None, output: Path, resume: bool = False, accelerato
     Raises
     ------
     ConfigError
-        If the configuration given to a resumed run differs from its own, if the loss weighs forces that the data lack, or if the energies of
-        the start model are far from the labels.
+        If the configuration given to a resumed run differs from its own, if the loss weighs forces that the data lack, if the start model is another
+        network or its energies are far from the labels, or if the machine lacks the hardware or a compiler.
     FileExistsError
-        If `output` holds a run and `resume` is False.
+        If `output` holds a run and `resume` is False, or another process trains there.
+    NotADirectoryError
+        If `output` is a file.
     CheckpointError, DataError
-        For unusable checkpoints and data.
+        For unusable checkpoints and data; the first also for an unusable start model, and if no checkpoint can be written.
+    NonFiniteTraining
+        If the weights diverge.
+    TrainingStopped
+        After SIGTERM or SIGINT; the run can be resumed.
     """
     config = configuration_of_run(config, output, resume, read_config)
     dataset = PackedDataset(config.data)

@@ -1,16 +1,17 @@
 """A lock on a directory, of one process at a time."""
 
 import contextlib
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 LOCK = ".lock"
 
 
 @contextlib.contextmanager
 def alone(directory: Path, otherwise: str) -> Iterator[None]:
-    """Keep every other process out of a directory, until this one ends, however it does: the lock is SQLite's, as that of `label`.
+    """Keep every other process out of a directory, until this one ends, however it does.
 
     Parameters
     ----------
@@ -23,14 +24,12 @@ def alone(directory: Path, otherwise: str) -> Iterator[None]:
     ------
     FileExistsError
         If another process does.
+    OSError
+        If the lock cannot be written.
     """
-    lock = sqlite3.connect(directory / LOCK, isolation_level=None, timeout=0.0)
     try:
-        try:
-            lock.execute("PRAGMA journal_mode = MEMORY")  # no second file
-            lock.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError as error:
-            raise FileExistsError(f"{otherwise} ({error}); wait for its end, or choose another output directory") from None
+        held = FileLock(directory / LOCK).acquire(timeout=0)
+    except Timeout:
+        raise FileExistsError(f"{otherwise}; wait for its end, or choose another output directory") from None
+    with held:
         yield
-    finally:
-        lock.close()

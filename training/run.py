@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from training.callbacks import read_log
 from training.checkpoint import CheckpointError, SafeCheckpointIO
 from training.config import ConfigError
 from training.distributed import sum_over_ranks, world_size
+from training.files import PARTIAL, replacing
 from training.lock import LOCK, alone
 
 LAST = "last.ckpt"
@@ -60,7 +61,8 @@ def is_begun(output: Path) -> bool:
         return False
     log = output / _LOG
     no_rows = {_LOG} if log.is_file() and not read_log(log) else set()
-    return bool({p.name for p in output.iterdir()} - {_CONFIG, f"{_CONFIG}.partial", LOCK} - no_rows)
+    names = {p.name for p in output.iterdir() if not p.name.startswith(PARTIAL)}
+    return bool(names - {_CONFIG, LOCK} - no_rows)
 
 
 def configuration_of_run(config: _Config | None, output: Path, resume: bool, read: Callable[[Path], _Config]) -> _Config:
@@ -209,6 +211,25 @@ class _Progress(Checkpoint):
             raise TrainingStopped(asked, step)
 
 
+@contextlib.contextmanager
+def _without_notices() -> Iterator[None]:
+    """Keep Lightning from saying what holds of every run here; what a caller has set comes back."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*LeafSpec.*")
+            warnings.filterwarnings("ignore", ".*does not have many workers.*")
+            warnings.filterwarnings("ignore", ".*that has no length.*|.*no `__len__`.*")
+            warnings.filterwarnings("ignore", ".*ModelCheckpoint.*exists and is not empty.*|.*Checkpoint directory.*")
+            warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")  # runs that an earlier version began
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@_without_notices()
 def train(
     module: lightning.LightningModule,
     config: BaseModel,
@@ -219,6 +240,7 @@ def train(
     validate_every: int | None,
     monitored: str,
     callbacks: list[lightning.Callback],
+    accelerator: str,
     **hardware: Any,
 ) -> None:
     """Train a module to its last step; a kill at any instant leaves a directory that can be resumed.
@@ -241,6 +263,8 @@ def train(
         The logged error by which ``best.ckpt`` is chosen.
     callbacks : list of Callback
         Further ones.
+    accelerator : str
+        As `lightning.Trainer` takes it, but for ``auto`` and ``gpu``: an Apple GPU, which that would choose, has no float64.
     **hardware
         Handed to `lightning.Trainer`.
 
@@ -255,12 +279,6 @@ def train(
     TrainingStopped
         After SIGTERM or SIGINT.
     """
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", ".*LeafSpec.*")
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    warnings.filterwarnings("ignore", ".*that has no length.*|.*no `__len__`.*")
-    warnings.filterwarnings("ignore", ".*ModelCheckpoint.*exists and is not empty.*|.*Checkpoint directory.*")
-    warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")  # runs that an earlier version began
     last = output / LAST
     progress = _Progress(last, max_steps, checkpoint_every, validate_every)
     callbacks = [*callbacks]
@@ -280,10 +298,11 @@ def train(
             callbacks=[*callbacks, progress],  # after `best`, whose score belongs into what it saves
             plugins=[SafeCheckpointIO()],
             inference_mode=False,
+            accelerator={"auto": "cuda" if torch.cuda.is_available() else "cpu", "gpu": "cuda"}.get(accelerator, accelerator),
             **hardware,
         )
     except (MisconfigurationException, TypeError) as error:
-        asked = ", ".join(f"{k} {v}" for k, v in hardware.items() if k in ("accelerator", "devices", "num_nodes"))
+        asked = ", ".join([f"accelerator {accelerator}", *(f"{k} {v}" for k, v in hardware.items() if k in ("devices", "num_nodes"))])
         raise ConfigError(f"this machine cannot train with {asked}: {' '.join(str(error).split())}") from None
     if isinstance(trainer.accelerator, CPUAccelerator):
         keep_freed_memory()
@@ -291,9 +310,8 @@ def train(
     output.mkdir(parents=True, exist_ok=True)
     with alone(output, f"another process trains in {output}") if first else contextlib.nullcontext():
         if first:
-            partial = output / f"{_CONFIG}.partial"
-            partial.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-            os.replace(partial, output / _CONFIG)
+            with replacing(output / _CONFIG) as partial:
+                partial.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         try:
             trainer.fit(module, ckpt_path=str(last) if resume and last.exists() else None, weights_only=True)
         except InductorError as error:

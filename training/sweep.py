@@ -33,7 +33,7 @@ def sweep(config: FitConfig, output: Path, energy_weights: tuple[float, ...] = T
 
     Raises
     ------
-    ConfigError, DataError, CheckpointError
+    ConfigError, DataError, CheckpointError, FileExistsError, NotADirectoryError, NonFiniteTraining, TrainingStopped
         As `fit`.
     ValueError
         If there is no weight, or a run was never validated.
@@ -64,12 +64,10 @@ def last_validation(log: Path, loss: LossConfig) -> dict[str, float]:
 
 
 def _plot(table: list[dict[str, float]], picture: Path) -> None:
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(5.5, 4), constrained_layout=True)
+    figure = Figure(figsize=(5.5, 4), layout="constrained")
+    axis = figure.subplots()
     for key, label in (
         ("validation_energy_rmse", "energy (kcal/mol)"),
         ("validation_force_rmse", "direct force (kcal/mol/Å)"),
@@ -81,4 +79,3 @@ def _plot(table: list[dict[str, float]], picture: Path) -> None:
     axis.set(xlabel="energy weight in the loss", ylabel="validation RMSE", xscale="log", yscale="log")
     axis.legend()
     figure.savefig(picture, dpi=130)
-    pyplot.close(figure)

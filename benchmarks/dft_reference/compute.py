@@ -13,7 +13,6 @@ already is not computed again, so an interrupted run goes on where it stopped. A
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,7 @@ from pyscf import dft, gto
 
 from openmm_se3.physics.harmonic import normal_modes
 from openmm_se3.physics.units import ANGSTROM_PER_NM, KJ_PER_MOL_PER_HARTREE
+from training.files import replacing
 
 MOLECULES = {"water": "H2O", "ammonia": "NH3", "methane": "CH4", "hydrogen cyanide": "HCN", "formaldehyde": "H2CO", "methanol": "CH3OH"}
 GRID_LEVEL = 4
@@ -163,9 +163,8 @@ def main():
     }
 
     def save():
-        partial = path.with_name("partial-" + path.name)
-        partial.write_text(json.dumps(data, indent=1) + "\n")
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            partial.write_text(json.dumps(data, indent=1) + "\n")
 
     def described(atoms):
         return {"symbols": atoms.get_chemical_symbols(), "positions_angstrom": np.round(atoms.positions, 6).tolist()}

@@ -6,7 +6,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from tests.training.helpers import KEYS, NUMBERS, SAMPLE, sample_dataset
+from benchmarks.clusters import NUMBERS
+from tests.training.helpers import KEYS, SAMPLE, sample_dataset
 from training.__main__ import app
 from training.align import ModelReference
 from training.data.frames import DataError

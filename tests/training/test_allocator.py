@@ -1,5 +1,6 @@
 """Memory that training frees stays with the process: counted in page faults, in a process of its own."""
 
+import ctypes
 import subprocess
 import sys
 
@@ -37,10 +38,15 @@ def test_large_blocks_are_handed_out_again_without_the_system():
     assert kept < 500 < 5 * 640 <= default  # with pages of 4 kB it is 10,240 for each block; with those of 64 kB, 640
 
 
+@pytest.mark.parametrize("variable", ["GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_"])
+def test_what_a_user_has_set_stays(variable, monkeypatch):
+    monkeypatch.setenv(variable, "131072")
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: 1 / 0)
+    assert keep_freed_memory() is False
+
+
 @pytest.mark.parametrize("name", ["musl", "windows"])
 def test_other_c_libraries_are_left_alone(name, monkeypatch):
-    import ctypes
-
     def cdll(path):
         if name == "windows":
             raise TypeError("expected a path")

@@ -5,8 +5,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from benchmarks.clusters import NUMBERS, random_cluster, random_orthogonal
 from openmm_se3.model_file import load_model, read_metadata
-from tests.training.helpers import NUMBERS, random_cluster, random_orthogonal, sample_dataset, small_config, small_network
+from tests.training.helpers import sample_dataset, small_config, small_network
 from training.__main__ import app
 from training.checkpoint import CheckpointError, initial_weights, load_checkpoint
 from training.committee import ExportedCommittee, force_deviations

@@ -1,5 +1,6 @@
 """Readers, the packed data set, self-energies, splits and batches: real input, and every kind of bad input."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -15,15 +16,18 @@ from ase.io import write
 from ase.neighborlist import neighbor_list
 from typer.testing import CliRunner
 
-from tests.training.helpers import KEYS, NUMBERS, SAMPLE, distorted_waters, sample_dataset
+from benchmarks.clusters import NUMBERS
+from tests.training.helpers import KEYS, SAMPLE, distorted_waters, sample_dataset
 from training.__main__ import app
 from training.data.batches import Collator, SizeSampler, padded_neighbors
 from training.data.frames import DataError, ReadReport
 from training.data.hdf5 import detect_layout, read_ani1, read_ani1x
-from training.data.packed import PackedDataset, PackedWriter
+from training.data.packed import PackedDataset
+from training.data.packing import PackedWriter
 from training.data.prepare import prepare
 from training.data.self_energy import check_residual
 from training.data.splits import split_frames, split_of
+from training.files import replacing
 from training.units import energy_factor
 
 
@@ -450,6 +454,11 @@ class TestPacked:
         )
         assert not (tmp_path / "packed.partial").exists()
 
+    def test_a_lock_that_cannot_be_written_is_not_somebody_elses(self, tmp_path):
+        (tmp_path / "packed.partial" / ".lock").mkdir(parents=True)
+        with pytest.raises(IsADirectoryError, match=r"\.lock"):
+            PackedWriter(tmp_path / "packed", with_forces=True)
+
     def test_every_split_of_a_few_frames_has_one(self):
         fractions = {"validation": 0.05, "test": 0.05}
         counts = {n: np.bincount(split_frames(np.arange(n), fractions, 0), minlength=3).tolist() for n in (1, 2, 3, 30, 200)}
@@ -687,3 +696,13 @@ class TestBatches:
         late = sampler.stream(11)
         for batch in expected[11:]:
             np.testing.assert_array_equal(next(late), batch)
+
+
+def test_a_file_that_fails_on_the_way_leaves_the_old_one(tmp_path):
+    path = tmp_path / "log.csv"
+    for text, fails in (("old", False), ("new", True), ("newest", False)):
+        with contextlib.suppress(ZeroDivisionError), replacing(path) as partial:
+            partial.write_text(text)
+            assert not fails or 1 / 0
+        assert path.read_text() == ("old" if fails else text)
+        assert list(tmp_path.iterdir()) == [path]

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from ase.data import atomic_numbers as NUMBER_OF_SYMBOL
 
+from benchmarks.clusters import NUMBERS
 from openmm_se3.model_file import read_metadata
-from tests.training.helpers import BINDING, KEYS, NUMBERS, SAMPLE, free_atoms, sample_dataset, small_config
+from tests.training.helpers import BINDING, KEYS, SAMPLE, free_atoms, sample_dataset, small_config
 from training.align import ModelReference
 from training.checkpoint import load_checkpoint
 from training.config import ConfigError

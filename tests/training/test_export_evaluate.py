@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from openmm_se3 import SE3Potential
 from openmm_se3.binding import modes_of
-from openmm_se3.model_file import find_model, load_model
+from openmm_se3.model_file import GoldenStructure, find_model, load_model
 from openmm_se3.simulate import simulate
 from openmm_se3.simulation_settings import SimulationSettings
 from tests.training.helpers import KEYS, SAMPLE, distorted_waters, sample_dataset, small_config
@@ -23,7 +23,7 @@ from training.__main__ import app
 from training.checkpoint import NETWORK_FILE, CheckpointError, initial_weights, load_checkpoint, load_exported
 from training.data.prepare import prepare
 from training.evaluate import evaluate
-from training.export import ExportError, _check_fits, export
+from training.export import ExportError, _check_fits, check_parity, export
 from training.exported import ExportedModel
 from training.fit import fit
 
@@ -227,6 +227,14 @@ def test_files_that_do_not_tell_the_sizes_of_their_network(tmp_path):
             load_exported(without_sizes(tmp_path / "unusual.pt", weights))
 
 
+@pytest.mark.parametrize("where", ["energy", "forces"])
+def test_a_scripted_module_that_gives_no_number_is_refused(where):
+    energy, forces = (float("nan") if where == name else 1.0 for name in ("energy", "forces"))
+    golden = [GoldenStructure("H", [1], [[0.0, 0.0, 0.0]], None, 1.0, [[1.0, 1.0, 1.0]])]
+    with pytest.raises(ExportError, match="differ by nan on H"):
+        check_parity(lambda *_: (torch.tensor(energy), torch.full((1, 3), forces)), golden)
+
+
 def test_existing_file_is_kept(trained):
     with pytest.raises(FileExistsError, match="exists already"):
         export(trained / "run" / "last.ckpt", trained / "model.pt")
@@ -242,6 +250,13 @@ def test_checkpoint_and_exported_file_have_the_same_errors(trained):
     assert (trained / "metrics" / "parity.png").stat().st_size > 0
     with pytest.raises(FileExistsError, match="holds metrics already"):
         evaluate(str(trained / "model.pt"), trained / "packed", output=trained / "metrics")
+
+
+def test_forces_are_kept_only_if_they_are_drawn(trained, monkeypatch):
+    """Of a large data set they would fill the memory."""
+    monkeypatch.setattr(np, "stack", lambda *_: 1 / 0)  # by which pairs of forces are kept
+    found = evaluate(str(trained / "run" / "last.ckpt"), trained / "packed")
+    assert found["force_rmse_mev_per_angstrom"] > 0
 
 
 def test_raw_file_and_packed_data_give_the_same(trained):

@@ -131,6 +131,12 @@ def test_parity_of_conservative_forces_alone(conservative, tmp_path, monkeypatch
     assert metrics["conservative_force_rmse_kcal_per_mol_per_angstrom"] == pytest.approx(rmse, rel=1e-4)
 
 
+@pytest.mark.parametrize("folder", ["training", "benchmarks"])
+def test_no_picture_changes_the_backend_of_a_notebook(folder, request):
+    for path in (request.config.rootpath / folder).rglob("*.py"):
+        assert "pyplot" not in path.read_text(), path
+
+
 def test_refusals(trained, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match=r"lacks config\.yaml, log\.csv, last\.ckpt"):

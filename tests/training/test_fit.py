@@ -3,12 +3,14 @@
 import dataclasses
 import errno
 import json
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import h5py
@@ -17,10 +19,12 @@ import pytest
 import torch
 import yaml
 from ase.io import write
+from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator, MPSAccelerator
 from torch._inductor.exc import InductorError, InvalidCxxCompiler
 from typer.testing import CliRunner
 
-from tests.training.helpers import KEYS, NUMBERS, SAMPLE, distorted_waters, free_atoms, sample_dataset, small_config, small_network
+from benchmarks.clusters import NUMBERS
+from tests.training.helpers import KEYS, SAMPLE, distorted_waters, free_atoms, sample_dataset, small_config, small_network
 from training.__main__ import app
 from training.ablate import ablate, read_ablation
 from training.callbacks import read_log
@@ -74,6 +78,15 @@ def test_a_run_shorter_than_its_first_validation_is_validated_at_its_end(tmp_pat
 
 
 class TestStart:
+    def test_an_apple_gpu_is_not_chosen_and_nothing_is_set_for_good(self, tmp_path, monkeypatch):
+        """It has no float64; and what `fit` keeps Lightning from saying, other code of the process may still hear."""
+        monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(lambda: True))
+        logger, dataset = logging.getLogger("lightning.pytorch"), sample_dataset(tmp_path)
+        before = logger.level, list(warnings.filters)
+        module = fit(small_config(dataset.directory, max_steps=1), tmp_path / "run")
+        assert isinstance(module.trainer.accelerator, CPUAccelerator | CUDAAccelerator)
+        assert (logger.level, warnings.filters) == before
+
     def test_a_start_that_failed_leaves_room_for_the_next(self, tmp_path, monkeypatch):
         dataset = sample_dataset(tmp_path)
         config = small_config(dataset.directory)
@@ -391,7 +404,7 @@ fit(read_config(Path({str(tmp_path / "config.yaml")!r})), Path({str(tmp_path / "
             try:
                 assert other.stdout.readline().strip() == "training"
                 for resume in (False, True):
-                    with pytest.raises(FileExistsError, match=r"another process trains in .*run .*database is locked"):
+                    with pytest.raises(FileExistsError, match=r"another process trains in .*run; wait for its end, or choose"):
                         fit(config, tmp_path / "run", resume=resume, accelerator="cpu")
             finally:
                 other.send_signal(signal.SIGKILL)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.training.helpers import NUMBERS, all_pairs, random_cluster, random_orthogonal, small_network
+from benchmarks.clusters import NUMBERS, all_pairs, random_cluster, random_orthogonal
+from tests.training.helpers import small_network
 from training.exported import ExportedModel
 from training.fused import FusedTransformer
 from training.fused.edges import NO_WEIGHT, EdgeCotangents, cotangents_in_portions, in_portions, make_edges

@@ -6,15 +6,8 @@ import pytest
 import torch
 from e3nn import o3
 
-from tests.training.helpers import (
-    all_pairs,
-    equivariance_error,
-    random_cluster,
-    random_features,
-    random_orthogonal,
-    representation,
-    transform,
-)
+from benchmarks.clusters import all_pairs, random_cluster, random_orthogonal, representation, transform
+from tests.training.helpers import equivariance_error, random_features
 from training.network.attention import EquivariantAttention, KernelMessages, SmoothSoftmax
 from training.network.geometry import EdgeGeometry, safe_norm
 from training.network.linear import EquivariantLinear, invariant_products

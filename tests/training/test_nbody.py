@@ -14,7 +14,7 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from tests.training.helpers import random_orthogonal
+from benchmarks.clusters import random_orthogonal
 from training.__main__ import app
 from training.callbacks import read_log
 from training.checkpoint import CheckpointError
@@ -296,6 +296,24 @@ class TestRun:
         with pytest.raises(ConfigError, match=r"network.heads: unknown key"):
             read_nbody_config(tmp_path / "bad.yaml")
 
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ("network: {n_basis: 1}", "n_basis must be at least 2, got 1"),
+            ("network: {num_layers: 0}", "num_layers must be at least 1, got 0"),
+            ("network: {shortest: 0}", "shortest must be positive and less than longest, got 0.0 and 8.0"),
+            ("network: {shortest: 9}", "shortest must be positive and less than longest, got 9.0 and 8.0"),
+            ("network: {longest: .inf}", "finite number"),
+            ("network: {channels: [8, 4]}", "channels must be three positive numbers"),
+            ("network: {num_heads: 5}", r"hidden_channels \(16\) must be divisible by num_heads \(5\)"),
+            ("seed: -1", "seed: .*greater than or equal to 0"),
+        ],
+    )
+    def test_configurations_of_which_nothing_can_be_made(self, tmp_path, given, message):
+        (tmp_path / "bad.yaml").write_text(f"data: x\n{given}\n")
+        with pytest.raises(ConfigError, match=message):
+            read_nbody_config(tmp_path / "bad.yaml")
+
     @pytest.mark.parametrize("protocol", list(PROTOCOLS))
     def test_shipped_configurations(self, protocol, request):
         config = read_nbody_config(request.config.rootpath / "training" / "configs" / "nbody" / f"{protocol}.yaml")
@@ -305,6 +323,9 @@ class TestRun:
         runner = CliRunner()
         result = runner.invoke(app, ["nbody", "simulate", "-o", str(tmp_path / "a"), "--protocol", "none"])
         assert result.exit_code == 1
+        result = runner.invoke(app, ["nbody", "simulate", "-o", str(tmp_path / "a"), "--trajectories", "0"])
+        assert result.exit_code == 2
+        assert not (tmp_path / "a").exists()
         result = runner.invoke(app, ["nbody", "simulate", "-o", str(tmp_path / "a"), "--trajectories", "2"])
         assert result.exit_code == 0, result.output
         assert "wrote 2 trajectories" in result.output

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tests.training.helpers import NUMBERS, SMALL, all_pairs, evaluate, random_cluster, random_orthogonal, small_network
+from benchmarks.clusters import NUMBERS, all_pairs, evaluate, random_cluster, random_orthogonal
+from tests.training.helpers import SMALL, small_network
 from training import neighbors as neighbor_search
 from training.exported import ExportedModel
 from training.neighbors import minimum_image, neighbor_matrix

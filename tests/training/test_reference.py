@@ -7,17 +7,8 @@ import pytest
 import torch
 from e3nn import o3
 
-from tests.training.helpers import (
-    NUMBERS,
-    all_pairs,
-    equivariance_error,
-    evaluate,
-    random_cluster,
-    random_features,
-    random_orthogonal,
-    representation,
-    transform,
-)
+from benchmarks.clusters import NUMBERS, all_pairs, evaluate, random_cluster, random_orthogonal, representation, transform
+from tests.training.helpers import equivariance_error, random_features
 from training.exported import ExportedModel
 from training.network import ReferenceConfig, build_network
 from training.network.attention import EquivariantAttention

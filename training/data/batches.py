@@ -144,6 +144,8 @@ class Collator:
         Elements of the network, in the order of the species index.
     cutoff : float
         Angstrom.
+    self_energies : ndarray, optional
+        ``(256,)`` eV at each atomic number, to which the energies of a batch are relative; by default those of the data.
 
     Raises
     ------
@@ -151,12 +153,12 @@ class Collator:
         If the data hold an element that the network lacks.
     """
 
-    def __init__(self, dataset: PackedDataset, atomic_numbers: tuple[int, ...], cutoff: float) -> None:
+    def __init__(self, dataset: PackedDataset, atomic_numbers: tuple[int, ...], cutoff: float, self_energies: np.ndarray | None = None) -> None:
         self.dataset = dataset
         self.cutoff = cutoff
         self.species_of = np.full(256, -1, dtype=np.int64)
         self.species_of[list(atomic_numbers)] = np.arange(len(atomic_numbers))
-        self.self_energies = dataset.self_energies()
+        self.self_energies = dataset.self_energies() if self_energies is None else self_energies
         unknown = [s for s in dataset.metadata["elements"] if self.species_of[NUMBER_OF_SYMBOL[s]] < 0]
         if unknown:
             known = ", ".join(chemical_symbols[z] for z in atomic_numbers)

@@ -217,9 +217,7 @@ def read_ani1(
     path: Path,
     report: ReadReport,
     energy_unit: str = "Hartree",
-    high_energy: bool = False,
     force_key: str | None = None,
-    force_unit: str = "Hartree/Angstrom",
     energy_key: str = "energies",
 ) -> Iterator[FrameBlock]:
     """Stream a file in the layout of the ANI-1 release: one group per molecule, ``species`` as strings, ``energies``.
@@ -232,12 +230,8 @@ def read_ani1(
         As in `read_ani1x`.
     energy_unit : str
         Unit of ``energies``.
-    high_energy : bool
-        Also read ``coordinatesHE`` and ``energiesHE``.
     force_key : str or None
-        Data set with the forces, read from the groups that have it.
-    force_unit : str
-        Its unit.
+        Data set with the forces, in Hartree/Angstrom, read from the groups that have it.
     energy_key : str
         Data set with the energies.
 
@@ -251,24 +245,24 @@ def read_ani1(
     DataError
         As `read_ani1x`.
     """
+    force_unit = "Hartree/Angstrom"
     factor, f_factor = energy_factor(energy_unit), force_factor(force_unit)
     with _damage_told(path), _open(path) as file:
         found = False
         for group in _groups(file, "species"):
             found = True
             atomic_numbers = _numbers_of_species(group, path)
-            for suffix in ("", "HE") if high_energy else ("",):
-                coordinates = _dataset(group, "coordinates" + suffix, path)
-                _expect_shape(coordinates, (None, len(atomic_numbers), 3), path)
-                energies = _dataset(group, energy_key + suffix, path)
-                _expect_shape(energies, (coordinates.shape[0],), path)
-                _check_unit(energies, energy_unit, energy_factor, path)
-                forces = group[force_key] if force_key is not None and not suffix and force_key in group else None
-                if forces is not None:
-                    _expect_shape(forces, coordinates.shape, path)
-                    _check_unit(forces, force_unit, force_factor, path)
-                length = _length_in_angstrom(coordinates, path)
-                yield from _finite_blocks(path, report, atomic_numbers, coordinates, energies, factor, forces, f_factor, length)
+            coordinates = _dataset(group, "coordinates", path)
+            _expect_shape(coordinates, (None, len(atomic_numbers), 3), path)
+            energies = _dataset(group, energy_key, path)
+            _expect_shape(energies, (coordinates.shape[0],), path)
+            _check_unit(energies, energy_unit, energy_factor, path)
+            forces = group[force_key] if force_key is not None and force_key in group else None
+            if forces is not None:
+                _expect_shape(forces, coordinates.shape, path)
+                _check_unit(forces, force_unit, force_factor, path)
+            length = _length_in_angstrom(coordinates, path)
+            yield from _finite_blocks(path, report, atomic_numbers, coordinates, energies, factor, forces, f_factor, length)
         if not found:
             raise DataError(f"{path}: no group with 'species' in it; expected the layout of the ANI-1 release")
 

@@ -15,7 +15,8 @@ from ase.data import chemical_symbols
 from training.data.extxyz import formulas_of_extxyz, read_extxyz
 from training.data.frames import DataError, FrameBlock, ReadReport
 from training.data.hdf5 import detect_layout, formulas_of_hdf5, read_ani1, read_ani1x
-from training.data.packed import PackedDataset, PackedWriter
+from training.data.packed import PackedDataset
+from training.data.packing import PackedWriter
 from training.units import energy_factor
 
 if TYPE_CHECKING:

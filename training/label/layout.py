@@ -1,6 +1,5 @@
 """Labelled frames as an HDF5 file in the layout of the ANI-1x release, with units and provenance."""
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import h5py
 import numpy as np
 
 from training.data.frames import hill_formula
+from training.files import replacing
 from training.label.journal import LabelledFrame
 from training.units import energy_factor, force_factor
 
@@ -86,10 +86,9 @@ def write_ani1x(path: Path, frames: Iterable[LabelledFrame], attributes: dict[st
     int
         Number of frames.
     """
-    partial = path.with_name(path.name + ".partial")
     groups: dict[str, _Group] = {}
     n = 0
-    with h5py.File(partial, "w") as file:
+    with replacing(path) as partial, h5py.File(partial, "w") as file:
         for name, value in {**attributes, "energy_key": ENERGY_KEY, "force_key": FORCE_KEY}.items():
             file.attrs[name] = value
         for frame in frames:
@@ -102,5 +101,4 @@ def write_ani1x(path: Path, frames: Iterable[LabelledFrame], attributes: dict[st
             n += 1
         for group in groups.values():
             group.flush()
-    os.replace(partial, path)
     return n

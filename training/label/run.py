@@ -149,6 +149,10 @@ def label(
     ------
     LabelError
         For unusable input, calculators, committee or journal, and if the calculator keeps failing; what was labelled is kept.
+    DataError
+        If what is to be held out cannot be read.
+    ModelFileError
+        If a model of the committee cannot be opened.
     FileExistsError
         If `output` exists.
     """

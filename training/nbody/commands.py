@@ -24,7 +24,7 @@ def _fail(error: Exception) -> typer.Exit:
 def simulate_command(
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to make.")],
     protocol: Annotated[str, typer.Option(help=f"{' or '.join(PROTOCOLS)}: splits, and what will be asked.")] = "thesis",
-    trajectories: Annotated[int | None, typer.Option(help="By default those of the protocol.")] = None,
+    trajectories: Annotated[int | None, typer.Option(min=1, help="By default those of the protocol.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the starts.")] = 0,
 ) -> None:
     """Make the trajectories."""
@@ -33,7 +33,7 @@ def simulate_command(
     try:
         if protocol not in PROTOCOLS:
             raise ValueError(f"--protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}")
-        n = trajectories or PROTOCOLS[protocol].n_trajectories
+        n = PROTOCOLS[protocol].n_trajectories if trajectories is None else trajectories
         columns = (TextColumn("simulating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console) as bar:
             task = bar.add_task("", total=n)

@@ -12,6 +12,8 @@ from training.nbody.fit import load_nbody
 from training.nbody.network import NBodyTransformer
 from training.nbody.simulate import SAVE_EVERY
 
+N_SHOWN = 4  # trajectories of the picture
+
 
 def _best_velocity_factor(data: NBodyData) -> float:
     """The factor w for which x + w v fits the training split best: the linear baseline of the EGNN paper."""
@@ -90,22 +92,20 @@ def evaluate_nbody(checkpoint: Path, directory: Path, output: Path | None = None
     return metrics
 
 
-def plot_trajectories(network: NBodyTransformer, data: NBodyData, picture: Path, n_shown: int = 4) -> None:
+def plot_trajectories(network: NBodyTransformer, data: NBodyData, picture: Path) -> None:
     """Draw true paths and predicted positions of the first test trajectories, seen along z (Fig. 3.1 of the thesis).
 
     Where the protocol enters a trajectory at any frame, every saved frame gives a prediction; else the one frame does.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     ahead = data.frames_ahead
     n_frames = data.positions.shape[1]
     fixed = data.protocol.start_step
     frames = np.arange(n_frames - ahead) if fixed is None else np.array([fixed // SAVE_EVERY])
-    shown = data.trajectories("test")[:n_shown]
-    figure, axes = pyplot.subplots(1, len(shown), figsize=(4.2 * len(shown), 4.2), constrained_layout=True, squeeze=False)
+    shown = data.trajectories("test")[:N_SHOWN]
+    figure = Figure(figsize=(4.2 * len(shown), 4.2), layout="constrained")
+    axes = figure.subplots(1, len(shown), squeeze=False)
     for axis, trajectory in zip(axes[0], shown, strict=True):
         batch: NBodyBatch = data.batch(np.full(len(frames), trajectory), frames)
         with torch.no_grad():
@@ -121,4 +121,3 @@ def plot_trajectories(network: NBodyTransformer, data: NBodyData, picture: Path,
         axis.set(title=f"MSE {error:.4f}", xlabel="x", ylabel="y", aspect="equal")
     figure.suptitle(f"lines: true paths from the circle on; crosses: predicted {data.protocol.steps_ahead} steps ahead")
     figure.savefig(picture, dpi=110)
-    pyplot.close(figure)

@@ -8,14 +8,14 @@ from typing import Any
 import lightning
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import ConfigDict, Field, PositiveInt
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from training.averaging import averaged
 from training.callbacks import CsvLog
 from training.checkpoint import CheckpointError
-from training.config import ConfigError, OptimizerConfig, validated
+from training.config import ConfigError, OptimizerConfig, Section, validated
 from training.data.frames import DataError
 from training.guard import BatchGuard
 from training.nbody.data import NBodyBatch, NBodyData, TrainingStream
@@ -27,10 +27,10 @@ from training.run import configuration_of_run, train
 CHECKPOINT_EVERY, LOG_EVERY = 100, 20
 LOG_COLUMNS = ("step", "learning_rate", "gradient_norm", "loss", "train_mse", "validation_mse", "bad_batches")
 
-NBodyNetworkConfig.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
+NBodyNetworkConfig.__pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)  # type: ignore[attr-defined]
 
 
-class NBodyConfig(BaseModel):
+class NBodyConfig(Section):
     """A run: directory of the trajectories, sizes, optimizer, length.
 
     Attributes
@@ -47,15 +47,13 @@ class NBodyConfig(BaseModel):
         Of weights and batches.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     data: str
     network: NBodyNetworkConfig = NBodyNetworkConfig()
     optimizer: OptimizerConfig = OptimizerConfig(gradient_clip=1.0)
     max_steps: PositiveInt = 20_000
     batch: PositiveInt = 100
     validate_every: PositiveInt = 1_000
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
 
 
 def read_nbody_config(path: Path) -> NBodyConfig:
@@ -186,7 +184,7 @@ def fit_nbody(config: NBodyConfig | None, output: Path, resume: bool = False, ac
     resume : bool
         Continue the run in `output` from its last checkpoint; the result is that of the uninterrupted run.
     accelerator : str
-        Handed to `lightning.Trainer`.
+        As in `training.run.train`.
 
     Returns
     -------
@@ -197,12 +195,16 @@ def fit_nbody(config: NBodyConfig | None, output: Path, resume: bool = False, ac
     ------
     FileExistsError
         If `output` holds a run and `resume` is False.
+    NotADirectoryError
+        If `output` is a file.
     ConfigError
-        If the configuration given to a resumed run differs from its own.
+        If the configuration given to a resumed run differs from its own, or the machine lacks the hardware.
     CheckpointError, DataError
         For unusable checkpoints and trajectories.
     NonFiniteTraining
         If batch after batch has a loss or gradient that is not finite.
+    TrainingStopped
+        After SIGTERM or SIGINT.
     """
     config = configuration_of_run(config, output, resume, read_nbody_config)
     data = NBodyData(Path(config.data))

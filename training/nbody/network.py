@@ -1,6 +1,7 @@
 """The layers of the production form on particles that have velocities and charges."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +21,14 @@ class NBodyNetworkConfig:
     Attributes
     ----------
     n_basis : int
-        Radial functions, Gaussians of the logarithm of the distance.
+        Radial functions, Gaussians of the logarithm of the distance; two at least, whose distance is their width.
     shortest, longest : float
         Distances between which the Gaussians stand.
+
+    Raises
+    ------
+    ValueError
+        For sizes of which no network can be built.
     """
 
     channels: tuple[int, ...] = (32, 16, 8)
@@ -35,6 +41,18 @@ class NBodyNetworkConfig:
     radial_hidden: int = 32
     n_products: int = 16
     hidden: int = 32
+
+    def __post_init__(self) -> None:
+        if not 0 < self.shortest < self.longest < math.inf:
+            raise ValueError(f"shortest must be positive and less than longest, got {self.shortest} and {self.longest}")
+        if len(self.channels) != 3 or min(self.channels) < 1:
+            raise ValueError(f"channels must be three positive numbers (degrees 0, 1, 2), got {self.channels}")
+        for name in (f.name for f in fields(self)):
+            size, least = getattr(self, name), 2 if name == "n_basis" else 1
+            if isinstance(size, int) and size < least:
+                raise ValueError(f"{name} must be at least {least}, got {size}")
+        if self.hidden_channels % self.num_heads:
+            raise ValueError(f"hidden_channels ({self.hidden_channels}) must be divisible by num_heads ({self.num_heads})")
 
 
 class EdgeScalars(nn.Module):
