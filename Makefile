@@ -1,4 +1,4 @@
-# Two commands do everything on a machine with Python 3.11, pip and make:
+# Two commands do everything on a machine with Python 3.11, 3.12 or 3.13 (PYTHON=python3.12 names it), pip and make:
 #   make simulate              set up, then run dynamics of ethanol (INPUT=my.pdb for your own molecule)
 #   make test                  set up, then pass the tests
 PYTHON ?= python3
@@ -6,23 +6,25 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INPUT ?= examples/ethanol.sdf
 OUTPUT ?= $(basename $(notdir $(INPUT)))-md
-# cpu, cuda12 or cuda13: which build of openmm-torch to install.
+# cpu, cuda12 or cuda13: which build of openmm-torch to install. Two in one environment would overwrite each other, so another build begins anew.
 BUILD ?= cpu
 ARGS ?=
 
 .PHONY: simulate test test-runtime lint docs wheel dist clean
 
-$(VENV)/simulate.stamp: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
+SIMULATE = $(VENV)/simulate-$(BUILD).stamp
+
+$(SIMULATE): pyproject.toml
+	$(PYTHON) -m venv $(if $(filter-out $@,$(wildcard $(VENV)/simulate*.stamp)),--clear) $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -e '.[$(BUILD)]'
 	touch $@
 
-$(VENV)/test.stamp: $(VENV)/simulate.stamp
+$(VENV)/test.stamp: $(SIMULATE)
 	$(BIN)/python -m pip install --quiet -e '.[$(BUILD),training,test]'
 	touch $@
 
-simulate: $(VENV)/simulate.stamp
+simulate: $(SIMULATE)
 	$(BIN)/openmm-se3 simulate $(INPUT) --output $(OUTPUT) $(ARGS)
 
 test: $(VENV)/test.stamp lint docs
@@ -46,7 +48,7 @@ test-runtime: $(VENV)-runtime/test.stamp
 	$(VENV)-runtime/bin/python -m pytest tests/openmm_se3 tests/test_wall.py tests/test_released_models.py
 
 # The documentation, warnings as errors, into build/site.
-$(VENV)/docs.stamp: $(VENV)/simulate.stamp
+$(VENV)/docs.stamp: $(SIMULATE)
 	$(BIN)/python -m pip install --quiet -e '.[$(BUILD),docs]'
 	touch $@
 

@@ -17,7 +17,8 @@ from training.__main__ import app as training_app
 from training.config import parse_config
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "torchscript_models").glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+FOLDERS = ("benchmarks", "docs", "torchscript_models", "training")
+PAGES = sorted([*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))])
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 APPS = {"openmm-se3": typer.main.get_command(runtime_app), "training": typer.main.get_command(training_app)}
 #: This comment stands before a block that does not run everywhere, or that would make the tests slow.
@@ -174,7 +175,9 @@ def test_shell_commands_are_real(block):
 def test_commands_within_sentences_are_real(page):
     """Their sub-commands, options and files; required arguments may be left out there."""
     prose = re.sub(r"^\s*```.*?^\s*```", "", page.read_text(), flags=re.M | re.S)
-    for span in re.findall(r"`((?:openmm-se3|python|make|conda env|pip) [^`|]+)`", prose):
+    spans = re.findall(r"`(?:\.venv/bin/)?((?:openmm-se3|python|make|conda env|pip) [^`|]+)`", prose)
+    indented = re.findall(r"^    ((?:openmm-se3|python|make|pip) .+?)(?:   #.*)?$", prose, flags=re.M)
+    for span in spans + indented:
         words = shlex.split(span)
         for word in words[1:]:
             exists(word)
@@ -194,6 +197,11 @@ def test_commands_within_sentences_are_real(page):
 @named([b for b in BLOCKS if b.language == "yaml"])
 def test_configurations_are_valid(block):
     parse_config(yaml.safe_load(block.text), block.page)
+
+
+def test_configuration_page_has_every_key_with_its_default():
+    (block,) = (b for b in BLOCKS if b.page == "docs/training/configuration.md" and b.language == "yaml")
+    assert yaml.safe_load(block.text) == parse_config({"data": "packed"}, "defaults").model_dump(mode="json")
 
 
 PYTHON_PAGES = sorted({b.page for b in BLOCKS if b.language == "python"})
