@@ -145,6 +145,8 @@ def test_virtual_sites_are_warned_of():
     named.addAtom("M", None, residue)
     with pytest.warns(UserWarning, match="particle 3"):
         potential("mts-fast").addForces(named, system, [0, 1, 2])
+    while system.getNumForces():
+        system.removeForce(0)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         potential("conservative").addForces(named, system, [0, 1, 2])
