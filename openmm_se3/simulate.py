@@ -264,8 +264,12 @@ def simulate(
             begun = False
         # A resumed run reads its own copy of the structure, so that the original may be moved or edited meanwhile.
         topology, positions = read_structure(output / "topology.pdb") if begun else read_structure(Path(settings.structure), settings.box_nm)
-        if begun and (output / STATE_FILE).exists() and topology.getPeriodicBoxVectors() is not None:
-            topology.setPeriodicBoxVectors(portable_state(output).getPeriodicBoxVectors())  # a PDB file rounds them
+        if begun and (output / STATE_FILE).exists():
+            # Where the run is now: a PDB file rounds the box, and the positions of the start need not fit into one that has shrunk.
+            state = portable_state(output)
+            positions = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
+            if topology.getPeriodicBoxVectors() is not None:
+                topology.setPeriodicBoxVectors(state.getPeriodicBoxVectors())
         check_coordinates(topology, positions)
         if settings.forces == "auto":
             settings = replace(settings, forces=suitable_forces(settings, topology, positions))

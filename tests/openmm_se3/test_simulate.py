@@ -815,6 +815,18 @@ class TestRefusals:
         with pytest.raises(UnsupportedSystemError, match=r"atoms 0 \(H\) and 1 \(O\)"):
             check_coordinates(topology_of(molecule("OH")[::-1]), np.zeros((2, 3)))
 
+    def test_resume_where_the_start_would_not_fit_into_the_box_of_now(self, tmp_path):
+        water = molecule("H2O", cell=[12.0, 12.0, 12.0], pbc=True)
+        write(tmp_path / "x.xyz", water + _moved(water, 5.0), format="extxyz")
+        simulate(replace(SHORT, structure=str(tmp_path / "x.xyz"), forces="direct", steps=2, report_every=2, minimize=False), tmp_path / "md")
+        pdb = app.PDBFile(str(tmp_path / "md" / "topology.pdb"))
+        start = np.array(pdb.getPositions(asNumpy=True).value_in_unit(unit.nanometer))
+        start[3] = start[0] + [1.2, 0.0, 0.0]
+        with open(tmp_path / "md" / "topology.pdb", "w") as file:
+            app.PDBFile.writeFile(pdb.topology, start * unit.nanometer, file, keepIds=True)
+        simulate(None, tmp_path / "md", resume=True, steps=4)
+        assert read_log(tmp_path / "md" / "log.csv")["step"].tolist() == [2, 4]
+
     def test_resume_in_a_box_that_a_pdb_file_would_round_to_one_too_small(self, tmp_path):
         water = molecule("H2O", cell=12.24745 / 2**0.5 * np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0]]), pbc=True)
         write(tmp_path / "x.xyz", water, format="extxyz")
